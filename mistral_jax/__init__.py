@@ -1,0 +1,1 @@
+"""mistral_jax: train, adapt, export and run the Mistral family in JAX and Flax."""

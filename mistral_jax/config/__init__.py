@@ -1,0 +1,1 @@
+"""The experiment as data: frozen, strict configuration trees. Never imports jax."""

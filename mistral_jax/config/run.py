@@ -1,0 +1,86 @@
+"""RunConfig: one experiment. It names no device, no kernel and no bucket of a machine.
+
+The science hash covers every field that can change the numbers; where the run writes, how often
+it saves and what it looks at meanwhile are left out.
+"""
+
+import hashlib
+import json
+from typing import Literal
+
+from mistral_jax.config import presets
+from mistral_jax.config.base import Node
+from mistral_jax.config.data import DataConfig
+from mistral_jax.config.evaluate import CheckpointConfig
+from mistral_jax.config.evaluate import EvaluateConfig
+from mistral_jax.config.model import Adapter
+from mistral_jax.config.model import DecoderConfig
+from mistral_jax.config.model import Model
+from mistral_jax.config.model import NoAdapter
+from mistral_jax.config.optimizer import Optimizer
+from mistral_jax.config.stage import LmStage
+from mistral_jax.config.stage import Stage
+
+NON_SCIENCE_FIELDS = frozenset({"output", "evaluate", "checkpoint"})
+NON_SCIENCE_DATA_FIELDS = frozenset({"prefetch_batches", "worker_count"})
+
+
+class Precision(Node):
+    """Number formats. Parameters that train are always float32; sums and losses too."""
+
+    compute: Literal["bfloat16", "float32"] = "bfloat16"
+    frozen: Literal["checkpoint", "bfloat16", "float32"] = "checkpoint"
+
+
+class RunConfig(Node):
+    """One experiment: model, data, stage, optimizer, evaluation."""
+
+    name: str
+    seed: int = 0
+    output: str | None = None
+    model: Model
+    adapter: Adapter = NoAdapter()
+    stage: Stage = LmStage()
+    data: DataConfig
+    optimizer: Optimizer
+    precision: Precision = Precision()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def science(self) -> dict:
+        """Return the fields that can change the numbers, as plain JSON values."""
+        fields = self.model_dump(mode="json")
+        kept = {name: value for name, value in fields.items() if name not in NON_SCIENCE_FIELDS}
+        kept["data"] = {
+            name: value
+            for name, value in kept["data"].items()
+            if name not in NON_SCIENCE_DATA_FIELDS
+        }
+        return kept
+
+    def science_hash(self) -> str:
+        """Return the sha256, in hex, of the science fields in canonical JSON."""
+        text = json.dumps(self.science(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def run_directory(self) -> str:
+        """Return `output`, or runs/<name>-<first 8 digits of the science hash>."""
+        return self.output or f"runs/{self.name}-{self.science_hash()[:8]}"
+
+
+def decoder_of(model: Model) -> DecoderConfig | None:
+    """Return the shape that the config itself knows; None when only the weights know it.
+
+    Raises:
+        ValueError: the preset's name is unknown; the message lists the known ones.
+    """
+    match model.kind:
+        case "decoder":
+            return model
+        case "preset":
+            if model.name not in presets.PRESETS:
+                known = ", ".join(sorted(presets.PRESETS))
+                raise ValueError(f"model.name: no preset {model.name!r}; known: {known}")
+            return presets.PRESETS[model.name].model_copy(update={"weights": model.weights})
+        case _:
+            return None
