@@ -1,0 +1,1 @@
+"""Models: one decoder with slots."""

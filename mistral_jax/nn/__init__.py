@@ -1,0 +1,1 @@
+"""Layers: pure functions of arrays and of their own configuration node."""

@@ -1,0 +1,1 @@
+"""Attention implementations of one signature; `reference` is the oracle of all others."""

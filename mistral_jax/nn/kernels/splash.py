@@ -1,0 +1,74 @@
+"""Splash attention, the block-sparse flash kernel of JAX for TPU (jax.experimental.pallas).
+
+Head width must be a multiple of 128. Window and causal masks skip whole blocks; segments are
+native. On other platforms it runs in interpret mode, for tests only.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Array
+from jaxtyping import Float
+
+from mistral_jax.nn import masks
+
+LANE = 128
+MAX_BLOCK = 512
+
+
+def attend(
+    q: Float[Array, "B T H Q"],
+    k: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K Q"],
+    spec: masks.AttentionSpec,
+    *,
+    scale: float,
+    is_interpreted: bool = False,
+) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
+    """Return attention outputs, and the logsumexp (forward only) if the spec asks for it.
+
+    Raises:
+        ValueError: the spec is not of a row, has a bias or a block table, or a width does not fit.
+    """
+    if not spec.is_row or spec.score_bias is not None or spec.block_table is not None:
+        raise ValueError("splash attention takes whole rows without a bias or a block table")
+    batch, num_tokens, num_heads, head_width = q.shape
+    if num_tokens % LANE or head_width % LANE:
+        raise ValueError(
+            f"splash attention needs row length and head width in multiples of {LANE}, "
+            f"got {num_tokens} and {head_width}"
+        )
+    shape = (num_tokens, num_tokens)
+    mask = (
+        splash_attention.CausalMask(shape)
+        if spec.reach is None
+        else splash_attention.LocalMask(shape, (spec.reach - 1, 0), 0)
+    )
+    block = next(size for size in (MAX_BLOCK, 256, LANE) if num_tokens % size == 0)
+    sizes = splash_attention.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    kernel = splash_attention.make_splash_mha(
+        mask=splash_attention.MultiHeadMask([mask] * num_heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        save_residuals=spec.has_logsumexp,
+        interpret=is_interpreted,
+    )
+    segments = spec.query_segments
+    if segments is None:
+        segments = jnp.ones((batch, num_tokens), jnp.int32)
+
+    def one_row(q_row: Array, k_row: Array, v_row: Array, row_segments: Array) -> Array:
+        ids = splash_attention.SegmentIds(q=row_segments, kv=row_segments)
+        return kernel(q_row * jnp.asarray(scale, q_row.dtype), k_row, v_row, segment_ids=ids)
+
+    heads_first = (jnp.swapaxes(array, 1, 2) for array in (q, k, v))
+    result = jax.vmap(one_row)(*heads_first, segments)
+    if not spec.has_logsumexp:
+        return jnp.swapaxes(result, 1, 2), None
+    out, (logsumexp,) = result
+    return jnp.swapaxes(out, 1, 2), logsumexp

@@ -1,0 +1,151 @@
+"""THE table: logical axes to mesh axes. Only this file knows the mesh.
+
+Modules name axes ("embed", "heads"); a plan names mesh sizes; this file joins the two. A
+dimension that its mesh axis does not divide is replicated, and `replicated_axes` says which.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+from jaxtyping import Shaped
+
+MESH_AXES = ("data", "fsdp", "expert", "tensor", "context")
+
+MeshAxes = str | tuple[str, ...] | None
+RULES: dict[str, MeshAxes] = {
+    # parameters
+    "layer": None,
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "vocab": "tensor",
+    "rank": None,
+    "norm": None,
+    # activations
+    "batch": ("data", "fsdp"),
+    "sequence": "context",
+    "width": None,
+}
+
+
+def make_mesh(sizes: dict[str, int], devices: Iterable[jax.Device] | None = None) -> Mesh:
+    """Return the mesh of a plan.
+
+    Args:
+        sizes: devices along each mesh axis; axes that are not named have one.
+        devices: which devices, in order; all of them if None.
+
+    Raises:
+        ValueError: an axis is unknown, or the sizes do not multiply to the device count.
+    """
+    unknown = set(sizes) - set(MESH_AXES)
+    if unknown:
+        raise ValueError(f"unknown mesh axes {sorted(unknown)}; known: {', '.join(MESH_AXES)}")
+    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    chosen = list(jax.devices() if devices is None else devices)
+    if int(np.prod(shape)) != len(chosen):
+        raise ValueError(f"mesh {dict(sizes)} needs {np.prod(shape)} devices, got {len(chosen)}")
+    # Auto axis types: jax 0.12 makes Explicit meshes by default, where a plain matmul over a
+    # sharded contraction raises.
+    return jax.make_mesh(
+        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=chosen
+    )
+
+
+def single_device_mesh() -> Mesh:
+    """Return a mesh of the first device alone."""
+    return make_mesh({}, jax.devices()[:1])
+
+
+def _axis_size(mesh: Mesh, mesh_axes: MeshAxes) -> int:
+    names = (mesh_axes,) if isinstance(mesh_axes, str) else (mesh_axes or ())
+    return int(np.prod([mesh.shape[name] for name in names], dtype=np.int64))
+
+
+def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Return the partition of an array.
+
+    Args:
+        axes: one logical axis for each dimension; None is replicated.
+        shape: the global shape; a dimension that does not divide is replicated.
+        mesh: where.
+
+    Raises:
+        ValueError: an axis is not in the table, two dimensions claim one mesh axis, or the
+            number of axes is not the rank.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {shape}")
+    used: set[str] = set()
+    parts: list[MeshAxes] = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"logical axis {axis!r} is not in the table of sharding.py")
+        mesh_axes = RULES[axis] if axis is not None else None
+        if mesh_axes is None or size % _axis_size(mesh, mesh_axes):
+            parts.append(None)
+            continue
+        names = {mesh_axes} if isinstance(mesh_axes, str) else set(mesh_axes)
+        if used & names:
+            raise ValueError(f"axes {axes} use mesh axis {sorted(used & names)} twice")
+        used |= names
+        parts.append(mesh_axes)
+    return PartitionSpec(*parts)
+
+
+def named(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array on a mesh; see `spec`."""
+    return NamedSharding(mesh, spec(axes, shape, mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that holds a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of [B, T] batch arrays."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"], RULES["sequence"]))
+
+
+def micro_batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of [micro batches, B, T] arrays."""
+    return NamedSharding(mesh, PartitionSpec(None, RULES["batch"], RULES["sequence"]))
+
+
+def data_parallel_size(mesh: Mesh) -> int:
+    """Return over how many shards a batch's rows are spread."""
+    return _axis_size(mesh, RULES["batch"])
+
+
+def constrain(x: Shaped[Array, "..."], axes: tuple[str | None, ...]) -> Shaped[Array, "..."]:
+    """Pin an activation's layout at a block border; outside a mesh, return it as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+
+
+def like_parameters(tree: Any, shardings: dict[str, NamedSharding], mesh: Mesh) -> Any:
+    """Return shardings for a tree (a training state) that repeats the parameters' paths.
+
+    A leaf below a key that is a parameter's path, and of its rank, is sharded as the parameter;
+    every other leaf is replicated.
+    """
+
+    def choose(path: tuple, leaf: Any) -> NamedSharding:
+        for step in path:
+            found = shardings.get(getattr(step, "key", None))
+            if found is not None and len(found.spec) == len(leaf.shape):
+                return found
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(choose, tree)
