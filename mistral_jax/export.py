@@ -1,0 +1,267 @@
+"""Checkpoints out: Hugging Face, consolidated, GGUF, PEFT; each reloaded, with its parity number.
+
+Tensors stream: one layer of one parameter is in host memory at a time. A format that cannot hold
+the model refuses before anything is written.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from mistral_jax import tokenizers
+from mistral_jax.config import model as model_config
+from mistral_jax.formats import gguf_config
+from mistral_jax.formats import gguf_file
+from mistral_jax.formats import hf_config
+from mistral_jax.formats import names
+from mistral_jax.formats import peft
+from mistral_jax.formats import safetensors_file
+from mistral_jax.formats.tensor_source import TensorSource
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import readers
+from mistral_jax.models import weights
+
+FORMATS = ("hf", "consolidated", "gguf", "peft")
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+GGUF_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+PARITY_TOKENS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """One finished export.
+
+    Attributes:
+        format: hf, consolidated, gguf or peft.
+        path: folder or file.
+        size_bytes: of the weights.
+        largest_logit_difference: against what was exported, over `PARITY_TOKENS` tokens, by
+            reloading with our own readers in float32; None where it was not asked for.
+    """
+
+    format: str
+    path: str
+    size_bytes: int
+    largest_logit_difference: float | None = None
+
+
+def write_model(
+    reader: readers.ParamReader,
+    destination: Path,
+    *,
+    format: str,
+    dtype: str,
+    tokenizer: tokenizers.Tokenizer | None,
+    name: str,
+) -> Exported:
+    """Write a whole model.
+
+    Args:
+        reader: where the numbers come from.
+        destination: a folder; for gguf also a path that ends in .gguf.
+        format: hf, consolidated or gguf.
+        dtype: of the weights: float32, float16, bfloat16; for gguf also q8_0.
+        tokenizer: written beside or into it; None writes none.
+        name: what a GGUF file calls itself.
+
+    Raises:
+        ValueError: a format or dtype that is not one of these, or that cannot hold the model.
+    """
+    allowed = GGUF_KINDS if format == "gguf" else DTYPES
+    if format not in FORMATS[:3] or dtype not in allowed:
+        raise ValueError(
+            f"cannot write format {format!r} in {dtype!r}; formats: {', '.join(FORMATS)}; "
+            f"number formats for it: {', '.join(allowed)}"
+        )
+    if format == "gguf":
+        return _write_gguf(reader, destination, dtype=dtype, tokenizer=tokenizer, name=name)
+    fields = reader.config.model_dump()
+    table = names.entries(reader.config, format)
+    target = DTYPES[dtype]
+    sources = [_source(reader, entry, target) for entry in table]
+    if format == "hf":
+        config = hf_config.hf_config(fields, dtype)
+        if tokenizer is not None:
+            config |= _token_ids(tokenizer)
+        written = safetensors_file.write_safetensors(destination, sources)
+        _write_json(destination / "config.json", config)
+    else:
+        params = hf_config.params_json(fields)
+        destination.mkdir(parents=True, exist_ok=True)
+        file = destination / "consolidated.safetensors"
+        written = [safetensors_file.write_safetensors_file(file, sources)]
+        _write_json(destination / "params.json", params)
+    if tokenizer is not None:
+        tokenizer.save(destination)
+    return Exported(format, str(destination), sum(file.size_bytes for file in written))
+
+
+def write_adapter(
+    params: definition_lib.Params,
+    config: model_config.DecoderConfig,
+    adapter: model_config.LoraAdapter,
+    destination: Path,
+    *,
+    base_model: str,
+) -> Exported:
+    """Write a PEFT adapter folder from our stacked adapter parameters, in float32."""
+    settings = peft.AdapterSettings(
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        target_modules=tuple(adapter.target_modules),
+        base_model=base_model,
+    )
+    table = names.entries(
+        config, "peft", target_modules=adapter.target_modules, rank=adapter.rank
+    )
+    arrays = {path: np.asarray(value) for path, value in params.items()}
+    sources = peft.adapter_sources(table, arrays, np.dtype(np.float32))
+    written = peft.write_adapter(destination, settings, sources)
+    return Exported("peft", str(destination), written.size_bytes)
+
+
+def load_adapter(
+    folder: Path, config: model_config.DecoderConfig
+) -> tuple[model_config.LoraAdapter, dict[str, np.ndarray]]:
+    """Read a PEFT adapter folder into our stacked parameters."""
+    file = peft.AdapterFile(folder)
+    layers: dict[str, list[np.ndarray]] = {}
+    for entry in file.entries(config):
+        value = names.from_foreign(file.tensor(entry.foreign_name), entry)
+        layers.setdefault(entry.path, []).append(np.asarray(value, np.float32))
+    settings = file.settings
+    adapter = model_config.LoraAdapter(
+        rank=settings.rank,
+        alpha=float(settings.alpha),
+        dropout=settings.dropout,
+        target_modules=tuple(settings.target_modules),  # pyright: ignore[reportArgumentType]
+    )
+    return adapter, {path: np.stack(values) for path, values in layers.items()}
+
+
+def reference_logits(
+    reader_or_params: readers.ParamReader | definition_lib.Params,
+    config: model_config.DecoderConfig,
+    adapter: model_config.Adapter | None = None,
+) -> np.ndarray:
+    """Return float32 logits over a fixed row of tokens, [T, V]; what parity is measured on."""
+    definition = definition_lib.define(config, adapter=adapter)
+    params = (
+        reader_or_params
+        if isinstance(reader_or_params, dict)
+        else stacked_params(reader_or_params, definition)
+    )
+    length = min(PARITY_TOKENS, config.max_positions)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length), np.int32)
+
+    def run(params: definition_lib.Params, tokens: jax.Array) -> jax.Array:
+        model = definition.bind(params)
+        hidden, _ = model.hidden(tokens, jnp.arange(length, dtype=jnp.int32)[None])
+        return model.logits(hidden)[0]
+
+    wide = {path: jnp.asarray(value, jnp.float32) for path, value in params.items()}
+    return np.asarray(jax.jit(run)(wide, jnp.asarray(tokens)))
+
+
+def stacked_params(
+    reader: readers.ParamReader, definition: definition_lib.Definition
+) -> dict[str, np.ndarray]:
+    """Return every base parameter of a reader, stacked, in float32."""
+    params = {}
+    for path, shape in definition.shapes.items():
+        if not path.startswith(definition_lib.STACKED_PREFIX):
+            params[path] = np.asarray(reader.read(path, None), np.float32)
+            continue
+        stacked = np.empty(shape.shape, np.float32)
+        for layer in range(shape.shape[0]):
+            stacked[layer] = reader.read(path, layer)
+        params[path] = stacked
+    return params
+
+
+def reload_logits(exported: Exported, base: readers.ParamReader | None = None) -> np.ndarray:
+    """Return the logits of an export, read back by our own readers; an adapter needs its base."""
+    if exported.format == "peft":
+        if base is None:
+            raise ValueError("an adapter is checked on its base model; none was given")
+        adapter, arrays = load_adapter(Path(exported.path), base.config)
+        merged = readers.MergedReader(base, arrays, adapter.scale)
+        return reference_logits(merged, base.config)
+    reader = open_reader(Path(exported.path))
+    return reference_logits(reader, reader.config)
+
+
+def open_reader(path: Path) -> readers.FileReader:
+    """Open a checkpoint for streaming."""
+    opened = weights.detect.open_weights(path)
+    return readers.FileReader(opened, weights.config_of(opened))
+
+
+def with_parity(exported: Exported, expected: np.ndarray, found: np.ndarray) -> Exported:
+    """Return the export with the largest logit difference filled in."""
+    difference = float(np.max(np.abs(expected - found)))
+    return dataclasses.replace(exported, largest_logit_difference=difference)
+
+
+def _source(reader: readers.ParamReader, entry: names.Entry, dtype: np.dtype) -> TensorSource:
+    def load() -> np.ndarray:
+        return names.to_foreign(reader.read(entry.path, entry.layer), entry).astype(dtype)
+
+    return TensorSource(entry.foreign_name, entry.shape, dtype, load)
+
+
+def _write_gguf(
+    reader: readers.ParamReader,
+    destination: Path,
+    *,
+    dtype: str,
+    tokenizer: tokenizers.Tokenizer | None,
+    name: str,
+) -> Exported:
+    kind = GGUF_KINDS[dtype]
+    path = destination if destination.suffix == ".gguf" else destination / f"{name}.{kind}.gguf"
+    metadata = gguf_config.gguf_metadata(reader.config.model_dump(), name=name, file_type=kind)
+    if tokenizer is not None:
+        metadata |= tokenizer.gguf_metadata()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sources = []
+    for entry in names.entries(reader.config, "gguf"):
+        # llama.cpp wants norms and biases in F32 whatever the weights are in.
+        own_kind = kind if len(entry.shape) == 2 else "F32"
+        dtype_in = DTYPES["bfloat16"] if own_kind == "BF16" else np.dtype(np.float32)
+        if own_kind == "F16":
+            dtype_in = np.dtype(np.float16)
+        sources.append((_source(reader, entry, dtype_in), own_kind))
+    written = gguf_file.write_gguf(path, metadata, sources)
+    return Exported("gguf", str(path), written.size_bytes)
+
+
+def _token_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    return {key: value for key, value in ids.items() if value is not None}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_parity(folder: Path, exports: list[Exported]) -> None:
+    """Write parity.json, which the report reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [dataclasses.asdict(exported) for exported in exports]
+    (folder / "parity.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+

@@ -1,0 +1,1 @@
+"""Training: state, step, loop, optimizers and stages. There is one loop."""

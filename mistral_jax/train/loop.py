@@ -1,0 +1,240 @@
+"""The only training loop: batches in, steps, held-out loss, samples, checkpoints, a stop.
+
+It knows no files but the checkpointer's and the metrics', and no data but an iterator of Batch.
+Metrics of a step are read after the next one is under way, so that the device never waits.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mistral_jax import checkpoint
+from mistral_jax import metrics
+from mistral_jax import protocols
+from mistral_jax import sharding
+from mistral_jax.config import run as run_config
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.train import held_out
+from mistral_jax.train import signals
+from mistral_jax.train import state as state_lib
+
+
+class LossNotFinite(ValueError):
+    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class BatchStream(Protocol):
+    """Global batches in order, with a position that can be saved."""
+
+    def __next__(self) -> protocols.Batch:
+        """Return the next batch of this host."""
+        ...
+
+    def get_state(self) -> dict:
+        """Return the position after the batches handed out so far, as JSON."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the loop runs with.
+
+    Attributes:
+        run: the experiment.
+        mesh: where.
+        train_step, eval_step: jitted; see train/step.py.
+        frozen: parameters that do not train.
+        stream: training batches.
+        eval_sets: held-out batches by source.
+        accumulation: micro batches a step.
+        checkpointer: where steps are saved.
+        writer: where metrics go.
+        flops_per_step: model FLOPs, for MFU; None where no peak is known.
+        peak_flops_per_s: of all devices together, or None.
+        take_samples: called with (step, parameters) after each evaluation, or None.
+        save_evaluation: called with (step, losses by source) after each evaluation.
+    """
+
+    run: run_config.RunConfig
+    mesh: Mesh
+    train_step: Callable
+    eval_step: Callable
+    frozen: definition_lib.Params
+    stream: BatchStream
+    eval_sets: Mapping[str, Sequence[protocols.Batch]]
+    accumulation: int
+    checkpointer: checkpoint.Checkpointer
+    writer: metrics.MetricsWriter
+    flops_per_step: float | None
+    peak_flops_per_s: float | None
+    take_samples: Callable[[int, definition_lib.Params], None] | None
+    save_evaluation: Callable[[int, dict[str, held_out.RowLosses]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How the loop ended.
+
+    Attributes:
+        state: the last state.
+        step: steps done in all.
+        reason: "done", "stop_rule", or the signal's name.
+        seconds_per_step: median over the steps of this process, the first two left out.
+    """
+
+    state: state_lib.TrainState
+    step: int
+    reason: str
+    seconds_per_step: float | None
+
+
+def fit(parts: Parts, state: state_lib.TrainState, *, start_step: int) -> Outcome:
+    """Train from `start_step` to the end of the run, or until a signal or the stop rule.
+
+    Raises:
+        LossNotFinite: with the step and where to go on from.
+    """
+    with jax.set_mesh(parts.mesh), signals.StopRequest() as stop:
+        return _Fit(parts, state, start_step).run(stop)
+
+
+class _Fit:
+    """The loop's variables, so that its parts can be short."""
+
+    def __init__(self, parts: Parts, state: state_lib.TrainState, start_step: int) -> None:
+        self.parts = parts
+        self.state = state
+        self.step = start_step
+        self.pending: tuple[int, dict] | None = None
+        self.clock = time.monotonic()
+        self.durations: list[float] = []
+        self.eval_history: list[float] = []
+        self.last_eval: tuple[int, float] | None = None
+        self.saved_step = start_step
+
+    def run(self, stop: signals.StopRequest) -> Outcome:
+        max_steps = self.parts.run.optimizer.max_steps
+        evaluate_every = self.parts.run.evaluate.every_steps
+        save_every = self.parts.run.checkpoint.every_steps
+        reason = "done"
+        if self.step == 0:
+            self._evaluate()
+        while self.step < max_steps:
+            self._one_step()
+            is_last = self.step == max_steps
+            if is_last or self.step % evaluate_every == 0:
+                self._evaluate()
+                if self._is_stalled():
+                    reason = "stop_rule"
+            if stop.received is not None:
+                reason = stop.received.name
+            if is_last or reason != "done" or self.step % save_every == 0:
+                self._save()
+            if reason != "done":
+                break
+        self._flush()
+        self.parts.checkpointer.wait()
+        return Outcome(self.state, self.step, reason, self._median_seconds())
+
+    def _one_step(self) -> None:
+        batch = place_micro_batches(next(self.parts.stream), self.parts)
+        self.state, step_metrics = self.parts.train_step(self.state, self.parts.frozen, batch)
+        self.step += 1
+        self._flush()
+        self.pending = (self.step, step_metrics)
+
+    def _flush(self) -> None:
+        """Log the step that is under way, waiting for its numbers."""
+        if self.pending is None:
+            return
+        step, step_metrics = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in step_metrics.items()}
+        # From the end of the step before to the end of this one: data and dispatch included.
+        now = time.monotonic()
+        seconds, self.clock = now - self.clock, now
+        self.durations.append(seconds)
+        if not np.isfinite(values["loss"]):
+            raise LossNotFinite(
+                f"step {step}: the loss is {values['loss']}; the last checkpoint is step "
+                f"{self.saved_step}; lower optimizer.learning_rate or look at the batch"
+            )
+        data = self.parts.run.data
+        tokens = data.global_batch_sequences * data.sequence_length
+        values["tokens_per_s"] = tokens / seconds
+        if self.parts.flops_per_step and self.parts.peak_flops_per_s:
+            rate = self.parts.flops_per_step / seconds
+            values["mfu"] = rate / self.parts.peak_flops_per_s
+        values |= device_memory()
+        self.parts.writer.log(step, **values)
+
+    def _evaluate(self) -> None:
+        self._flush()
+        params = self.parts.frozen | self.state.params
+        losses = held_out.evaluate(
+            self.parts.eval_step, params, self.parts.eval_sets, self.parts.mesh
+        )
+        for source, rows in losses.items():
+            self.parts.writer.log_eval(self.step, source, rows.loss)
+        self.parts.save_evaluation(self.step, losses)
+        if losses:
+            total = sum(rows.sums.sum() for rows in losses.values())
+            weight = sum(rows.weights.sum() for rows in losses.values())
+            self.last_eval = (self.step, float(total / weight))
+            self.eval_history.append(self.last_eval[1])
+        if self.parts.take_samples is not None:
+            self.parts.take_samples(self.step, params)
+        self.clock = time.monotonic()
+
+    def _is_stalled(self) -> bool:
+        rule = self.parts.run.evaluate.stop
+        if rule is None or len(self.eval_history) <= rule.patience:
+            return False
+        best_before = min(self.eval_history[: -rule.patience])
+        return min(self.eval_history[-rule.patience :]) > best_before - rule.min_delta
+
+    def _save(self) -> None:
+        self._flush()
+        record = {
+            "data": self.parts.stream.get_state(),
+            "science": self.parts.run.science(),
+            "eval_history": self.eval_history,
+        }
+        is_fresh = self.last_eval is not None and self.last_eval[0] == self.step
+        eval_loss = self.last_eval[1] if self.last_eval is not None and is_fresh else None
+        self.parts.checkpointer.save(self.step, self.state, record, eval_loss=eval_loss)
+        self.saved_step = self.step
+        self.clock = time.monotonic()
+
+    def _median_seconds(self) -> float | None:
+        steady = self.durations[2:]
+        return float(np.median(steady)) if steady else None
+
+
+def place_micro_batches(batch: protocols.Batch, parts: Parts) -> dict[str, jax.Array]:
+    """Put a batch on the mesh as [A, B, T]; micro batch a takes every A-th row.
+
+    The stride keeps each micro batch's rows spread over the whole batch and the hosts' shares.
+    """
+    target = sharding.micro_batch_sharding(parts.mesh)
+    placed = {}
+    for name, array in held_out.model_arrays(batch).items():
+        rows, length = array.shape
+        micro = array.reshape(rows // parts.accumulation, parts.accumulation, length)
+        local = np.ascontiguousarray(np.swapaxes(micro, 0, 1))
+        placed[name] = jax.make_array_from_process_local_data(target, local)
+    return placed
+
+
+def device_memory() -> dict[str, float]:
+    """Return the first device's peak memory in GiB, where the backend tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return {} if peak is None else {"peak_memory_gib": peak / 2**30}

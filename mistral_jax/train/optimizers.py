@@ -1,0 +1,64 @@
+"""Optimizers and schedules from their configuration, on optax. No own update rule."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+from jaxtyping import Float
+from jaxtyping import Int
+
+from mistral_jax.config import optimizer as optimizer_config
+
+# Weight decay spares norms, biases and embeddings, as GPT-3 and its successors do.
+DECAYED_NAMES = ("kernel", "lora_a", "lora_b")
+
+
+def learning_rate(config: optimizer_config.Optimizer) -> optax.Schedule:
+    """Return the learning rate as a function of the step, counted from 0.
+
+    The warm-up ends at its peak: step `warmup_steps - 1` already has the full rate, and step 0
+    is never wasted on a rate of zero.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    decay_steps = max(config.max_steps - warmup, 1)
+
+    def decayed(step: Int[Array, ""]) -> Float[Array, ""]:
+        progress = jnp.clip((step - warmup) / decay_steps, 0.0, 1.0)
+        match config.schedule.kind:
+            case "cosine":
+                final = config.schedule.final_fraction
+                return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            case "wsd":
+                final, fraction = config.schedule.final_fraction, config.schedule.decay_fraction
+                into_decay = jnp.clip((progress - (1 - fraction)) / max(fraction, 1e-9), 0.0, 1.0)
+                return 1 - (1 - final) * into_decay
+            case "constant":
+                return jnp.float32(1.0)
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        warming = (step + 1) / max(warmup, 1)
+        return peak * jnp.where(step < warmup, warming, decayed(step))
+
+    return schedule
+
+
+def make_optimizer(config: optimizer_config.Optimizer) -> optax.GradientTransformation:
+    """Return clipping and AdamW, as configured."""
+    clip = (
+        optax.identity()
+        if config.max_grad_norm is None
+        else optax.clip_by_global_norm(config.max_grad_norm)
+    )
+    adamw = optax.adamw(
+        learning_rate(config),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=is_decayed,
+    )
+    return optax.chain(clip, adamw)
+
+
+def is_decayed(params: dict) -> dict[str, bool]:
+    """Return, by path, which parameters weight decay acts on."""
+    return {path: path.rpartition("/")[2] in DECAYED_NAMES for path in params}

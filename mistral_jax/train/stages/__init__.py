@@ -1,0 +1,1 @@
+"""Stages: which parameters train, and the loss."""

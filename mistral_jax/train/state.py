@@ -1,0 +1,61 @@
+"""TrainState: everything that a step changes, as one pytree, and its shardings."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+from jaxtyping import Int
+from jaxtyping import UInt32
+
+from mistral_jax import rng
+from mistral_jax import sharding
+from mistral_jax.models import definition as definition_lib
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step takes and gives back.
+
+    Attributes:
+        step: how many steps were done, int32.
+        params: the trained parameters by path, float32; frozen ones are a separate argument.
+        opt_state: the optimizer's state.
+        key_data: the run's root key as plain data, so that it can be saved.
+    """
+
+    step: Int[Array, ""]
+    params: definition_lib.Params
+    opt_state: Any
+    key_data: UInt32[Array, "n"]
+
+
+def create(
+    params: definition_lib.Params,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    param_shardings: dict,
+) -> TrainState:
+    """Return the state before step 0; the optimizer's state is sharded like the parameters."""
+    key_data = jax.random.key_data(rng.seed_key(seed))
+
+    def build(params: definition_lib.Params, key_data: Array) -> TrainState:
+        return TrainState(jnp.int32(0), params, optimizer.init(params), key_data)
+
+    shardings = state_shardings(jax.eval_shape(build, params, key_data), param_shardings, mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(build, out_shardings=shardings)(params, key_data)
+
+
+def state_shardings(abstract: TrainState, param_shardings: dict, mesh: Mesh) -> TrainState:
+    """Return the sharding of every leaf; none is left to chance.
+
+    Restoring onto another mesh fails where one leaf has no sharding: the optimizer's step count
+    comes back on device 0 only.
+    """
+    return sharding.like_parameters(abstract, param_shardings, mesh)

@@ -1,0 +1,100 @@
+"""The training step: gradients over micro batches, one optimizer update, metrics.
+
+A pure function of (state, frozen parameters, batch). Frozen parameters are an argument of the
+jitted step, never closed over: closed over, XLA folds them into the program (71 s and 5.7 GB
+against 3.4 s and 2.5 GB were seen).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+from jaxtyping import Float
+
+from mistral_jax import rng
+from mistral_jax.config import stage as stage_config
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.train import state as state_lib
+from mistral_jax.train.stages import lm
+
+Metrics = dict[str, Float[Array, ""]]
+HEAD_PATHS = ("head/kernel", "embed/embedding")
+
+
+def make_train_step(
+    definition: definition_lib.Definition,
+    stage: stage_config.Stage,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+    """Return the jitted step `(state, frozen, batch) -> (state, metrics)`.
+
+    The batch's arrays are [A, B, T]: A micro batches of B rows, whose gradients add up. The state
+    is donated. Metrics: loss (nats per weighted token), grad_norm, learning_rate, loss_tokens.
+    """
+    trained = set(definition.trainable_paths())
+    is_head_trained = HEAD_PATHS[definition.config.tied_head] in trained
+    has_dropout = definition.adapter.kind == "lora" and definition.adapter.dropout > 0
+
+    def train_step(
+        state: state_lib.TrainState, frozen: definition_lib.Params, batch: lm.BatchArrays
+    ) -> tuple[state_lib.TrainState, Metrics]:
+        # At least 1: a batch without a single target gives loss 0, not NaN.
+        total_weight = jnp.maximum(jnp.sum(batch["loss_weights"].astype(jnp.float32)), 1.0)
+        root = jax.random.wrap_key_data(state.key_data)
+        dropout_root = rng.counter_key(rng.purpose_key(root, "dropout"), state.step)
+
+        def micro_loss(params: definition_lib.Params, micro: lm.BatchArrays, index: Array) -> Array:
+            key = rng.counter_key(dropout_root, index) if has_dropout else None
+            total = lm.loss_sum(
+                definition.bind(frozen | params),
+                micro,
+                stage,
+                is_head_trained=is_head_trained,
+                dropout_key=key,
+            )
+            return total / total_weight
+
+        loss, gradients = _accumulate(jax.value_and_grad(micro_loss), state.params, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "loss_tokens": total_weight,
+        }
+        state = state_lib.TrainState(state.step + 1, params, opt_state, state.key_data)
+        return state, metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def _accumulate(
+    gradient_of: Callable, params: definition_lib.Params, batch: lm.BatchArrays
+) -> tuple[Float[Array, ""], definition_lib.Params]:
+    """Return the sum of losses and of gradients over the micro batches."""
+    num_micro = batch["tokens"].shape[0]
+    if num_micro == 1:
+        return gradient_of(params, jax.tree.map(lambda array: array[0], batch), jnp.uint32(0))
+
+    def add(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+        micro, index = inputs
+        return jax.tree.map(jnp.add, carry, gradient_of(params, micro, index)), None
+
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    indices = jnp.arange(num_micro, dtype=jnp.uint32)
+    return jax.lax.scan(add, zero, (batch, indices))[0]
+
+
+def make_eval_step(
+    definition: definition_lib.Definition,
+) -> Callable[[definition_lib.Params, lm.BatchArrays], tuple[Array, Array]]:
+    """Return the jitted `(params, batch) -> (loss sums, weight sums)` per row; arrays [B, T]."""
+
+    def eval_step(params: definition_lib.Params, batch: lm.BatchArrays) -> tuple[Array, Array]:
+        return lm.row_losses(definition.bind(params), batch)
+
+    return jax.jit(eval_step)
