@@ -30,6 +30,8 @@ class CheckpointCorrupt(ValueError):
 class DiskTooSmall(ValueError):
     """The checkpoints will not fit; the message holds both figures."""
 
+    exit_code = 3  # refused by a gate; see cli.py
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:

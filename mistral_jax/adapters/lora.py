@@ -14,7 +14,6 @@ from jaxtyping import PRNGKeyArray
 
 from mistral_jax import rng
 from mistral_jax.config import model as model_config
-from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.nn import layers
 
 ADAPTER_NAMES = ("lora_a", "lora_b")
@@ -56,16 +55,16 @@ class LoraLinear(layers.Linear):
 
 
 def adapt(
-    decoder: decoder_lib.Decoder, adapter: model_config.LoraAdapter, *, key: PRNGKeyArray
-) -> decoder_lib.Decoder:
-    """Put adapters on a decoder's projections, in place, and return it.
+    layers_module: nnx.Module, adapter: model_config.LoraAdapter, *, key: PRNGKeyArray
+) -> None:
+    """Put adapters on the projections of a decoder's stacked layers, in place.
 
     Raises:
         ValueError: a requested module is not there, so that adapted == requested always holds.
     """
     adapted: set[str] = set()
     for room_name in _ROOMS:
-        room = getattr(decoder.layers, room_name)
+        room = getattr(layers_module, room_name)
         for name in adapter.target_modules:
             base = getattr(room, name, None)
             if isinstance(base, layers.Linear):
@@ -75,7 +74,6 @@ def adapt(
     missing = set(adapter.target_modules) - adapted
     if missing:
         raise ValueError(f"adapter.target_modules: the model has no {', '.join(sorted(missing))}")
-    return decoder
 
 
 def is_adapter_path(path: str) -> bool:

@@ -52,7 +52,6 @@ class DataConfig(Node):
     sequence_length: Count
     global_batch_sequences: Count
     tokenizer: str = "auto"
-    chat_template: str = "auto"
     packing: Packing = BestFitPacking()
     shuffle: bool = True
     max_documents: Count | None = None

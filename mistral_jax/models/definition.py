@@ -127,5 +127,5 @@ def _build(
     rngs = nnx.Rngs(rng.purpose_key(key, "parameters"))
     decoder = decoder_lib.Decoder(config, runtime, rngs=rngs)
     if adapter.kind == "lora":
-        decoder = lora.adapt(decoder, adapter, key=rng.purpose_key(key, "adapter"))
+        lora.adapt(decoder.layers, adapter, key=rng.purpose_key(key, "adapter"))
     return decoder

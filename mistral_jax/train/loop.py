@@ -29,6 +29,8 @@ from mistral_jax.train import state as state_lib
 class LossNotFinite(ValueError):
     """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
 
+    exit_code = 1
+
 
 class BatchStream(Protocol):
     """Global batches in order, with a position that can be saved."""

@@ -1,0 +1,1 @@
+"""Raw documents to shards, shards to packed batches. No model code; only batches.py needs grain."""

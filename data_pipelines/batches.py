@@ -1,0 +1,305 @@
+"""Training and held-out batches: Grain does order of hand-over, prefetch and worker processes.
+
+Which rows a batch holds is decided by the ledger alone, from the step's number. The iterator's
+state is that number and a fingerprint of everything that decides the rows; a resume with another
+fingerprint is refused with the difference named.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from data_pipelines import ledger
+from data_pipelines import rows
+from data_pipelines import sources
+from mistral_jax.config.data import DataConfig
+from mistral_jax.protocols import Batch
+
+ENDLESS_STEPS = 1 << 40
+FIELDS = tuple(field.name for field in fields(Batch))
+
+
+class ResumeMismatch(ValueError):
+    """A run would go on with other data, order or shape than it began with; the CLI exits 3."""
+
+    exit_code = 3  # refused by a gate; see cli.py
+
+
+class TrainBatches:
+    """An endless iterator of this host's part of the global batches."""
+
+    def __init__(
+        self,
+        made: rows.Rows,
+        config: DataConfig,
+        fingerprint: dict[str, Any],
+        *,
+        start_step: int,
+        host_index: int,
+        host_count: int,
+    ):
+        """Use `train_batches`."""
+        self._rows = made
+        self._config = config
+        self._fingerprint = fingerprint
+        self._host_index = host_index
+        self._host_count = host_count
+        self._next_step = start_step
+        self._grain: Iterator[dict[str, np.ndarray]] | None = None
+
+    def __iter__(self) -> "TrainBatches":
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        if self._grain is None:
+            self._grain = self._start()
+        batch = Batch(**next(self._grain))
+        self._next_step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Return plain JSON values; the block is only there to find the row sooner."""
+        step = self._next_step
+        block, first_row = self._rows.order.locate(step * self._config.global_batch_sequences)
+        return {
+            "next_step": step,
+            "fingerprint": self._fingerprint,
+            "anchor": {"block": block, "first_row": first_row},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ResumeMismatch: it is of other data, seed, weights or shapes; names each difference.
+        """
+        check_fingerprint(state["fingerprint"], self._fingerprint)
+        if "anchor" in state:
+            self._rows.order.anchor(state["anchor"]["block"], state["anchor"]["first_row"])
+        self._next_step = state["next_step"]
+        self._grain = None
+
+    def _start(self) -> Iterator[dict[str, np.ndarray]]:
+        steps = grain.MapDataset.range(self._next_step, ENDLESS_STEPS)
+        cut = _Cut(
+            self._rows,
+            self._config.global_batch_sequences,
+            host_index=self._host_index,
+            host_count=self._host_count,
+        )
+        prefetch = self._config.prefetch_batches
+        # One thread: batches are cut by NumPy under the GIL, so that more would only take turns.
+        options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
+        dataset = steps.map(cut).to_iter_dataset(options)
+        if self._config.worker_count:
+            _mark_flags_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=self._config.worker_count,
+                    per_worker_buffer_size=max(1, prefetch),
+                )
+            )
+        return iter(dataset)
+
+
+class _Cut:
+    """Step number to this host's rows of the step's batch, as a dict (Grain knows no Batch)."""
+
+    def __init__(self, made: rows.Rows, batch_rows: int, *, host_index: int, host_count: int):
+        self._rows = made
+        self._batch_rows = batch_rows
+        self._per_host = batch_rows // host_count
+        self._offset = host_index * self._per_host
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        first = int(step) * self._batch_rows + self._offset
+        batch = self._rows.batch(first, first + self._per_host)
+        return {name: getattr(batch, name) for name in FIELDS}
+
+
+def train_batches(
+    opened: Sequence[sources.ArrayRecordSource],
+    config: DataConfig,
+    seed: int,
+    *,
+    weights: Sequence[float] | None = None,
+    start_step: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+) -> TrainBatches:
+    """Return the run's batches from a step on.
+
+    Args:
+        opened: the train splits, in the order of `Batch.domain`.
+        config: lengths, batch, packing, shuffling, prefetch.
+        seed: of the run.
+        weights: one per source; by default those of config.train, or 1 for each.
+        start_step: number of the first batch.
+        host_index, host_count: this host gets rows host_index * n to (host_index + 1) * n of each
+            global batch, n = global_batch_sequences / host_count.
+
+    Raises:
+        ValueError: hosts do not divide the batch; sources of different tokenizers; a source
+            without documents.
+    """
+    batch_rows = config.global_batch_sequences
+    if batch_rows % host_count or not 0 <= host_index < host_count:
+        raise ValueError(
+            f"data.global_batch_sequences ({batch_rows}) must be a multiple of the number of hosts "
+            f"({host_count}), and the host's index ({host_index}) below it"
+        )
+    weights = list(weights) if weights is not None else _weights(opened, config)
+    check_same_tokenizer(opened)
+    order = ledger.Ledger(
+        [source.name for source in opened],
+        [source.lengths for source in opened],
+        weights,
+        seed=seed,
+        row_tokens=config.sequence_length,
+        block_rows=config.packing.block_rows,
+        packing=config.packing.kind,
+        is_shuffled=config.shuffle,
+    )
+    return TrainBatches(
+        rows.Rows(opened, order),
+        config,
+        fingerprint_of(opened, config, seed, weights),
+        start_step=start_step,
+        host_index=host_index,
+        host_count=host_count,
+    )
+
+
+def eval_batches(
+    source: sources.ArrayRecordSource,
+    *,
+    sequence_length: int,
+    batch_rows: int,
+    max_rows: int | None = None,
+) -> Iterator[Batch]:
+    """Yield held-out batches: always the same rows, best-fit packed, each document once.
+
+    Args:
+        source: the split to look at.
+        sequence_length: inputs per row.
+        batch_rows: rows per batch; the last batch is filled up with rows of weight 0.
+        max_rows: no more rows than this, chosen by a fixed shuffle.
+    """
+    order = ledger.Ledger(
+        [source.name],
+        [source.lengths],
+        [1.0],
+        seed=0,
+        row_tokens=sequence_length,
+        block_rows=512,
+    )
+    made = rows.Rows([source], order)
+    row = 0
+    while max_rows is None or row < max_rows:
+        stop = row + batch_rows if max_rows is None else min(row + batch_rows, max_rows)
+        stop = min(stop, _rows_in_epoch(order, stop))
+        if stop <= row:
+            return
+        yield _fill_up(made.batch(row, stop), batch_rows)
+        row = stop
+
+
+def fingerprint_of(
+    opened: Sequence[sources.ArrayRecordSource],
+    config: DataConfig,
+    seed: int,
+    weights: Sequence[float],
+) -> dict[str, Any]:
+    """Return everything that decides the rows, as plain JSON values."""
+    return {
+        "sources": {source.name: source.digest for source in opened},
+        "order_of_sources": [source.name for source in opened],
+        "weights": {source.name: weight for source, weight in zip(opened, weights)},
+        "seed": seed,
+        "global_batch_sequences": config.global_batch_sequences,
+        "sequence_length": config.sequence_length,
+        "tokenizer": opened[0].tokenizer["digest"],
+        "packing": config.packing.model_dump(mode="json"),
+        "shuffle": config.shuffle,
+        "ledger_version": ledger.LEDGER_VERSION,
+    }
+
+
+def check_fingerprint(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Compare a saved fingerprint with that of the run that would go on.
+
+    Raises:
+        ResumeMismatch: they differ; the message gives each field with both values.
+    """
+    differences = [
+        f"{name} was {saved.get(name)!r}, is {current.get(name)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    ]
+    if differences:
+        raise ResumeMismatch(
+            f"the run cannot go on with other data than it began with: {'; '.join(differences)}; "
+            "restore these, or start beside it with fresh=true"
+        )
+
+
+def check_same_tokenizer(opened: Sequence[sources.ArrayRecordSource]) -> None:
+    """Check that all sources were prepared by one tokenizer.
+
+    Raises:
+        ValueError: there are no sources, or they differ; the message names them.
+    """
+    if not opened:
+        raise ValueError("data.train: expected one source at least, got none")
+    first = opened[0]
+    for source in opened[1:]:
+        if source.tokenizer["digest"] != first.tokenizer["digest"]:
+            raise ValueError(
+                f"sources {first.name!r} ({first.tokenizer['name']}) and {source.name!r} "
+                f"({source.tokenizer['name']}) were prepared by different tokenizers; prepare "
+                "one of them again"
+            )
+
+
+def _weights(opened: Sequence[sources.ArrayRecordSource], config: DataConfig) -> list[float]:
+    if isinstance(config.train, str):
+        return [1.0] * len(opened)
+    given = {source.name: source.weight for source in config.train}
+    missing = [source.name for source in opened if source.name not in given]
+    if missing:
+        raise ValueError(
+            f"data.train has no weight for the sources {', '.join(missing)}; it names "
+            f"{', '.join(given)}"
+        )
+    return [given[source.name] for source in opened]
+
+
+def _rows_in_epoch(order: ledger.Ledger, at_most: int) -> int:
+    """Return the rows of the first epoch, counted no further than needed."""
+    total = 0
+    for block in range(order.mixture.blocks_per_epoch):
+        total += order.plan(block).num_rows
+        if total >= at_most:
+            break
+    return total
+
+
+def _fill_up(batch: Batch, batch_rows: int) -> Batch:
+    missing = batch_rows - len(batch.tokens)
+    if not missing:
+        return batch
+    grown = {name: np.pad(getattr(batch, name), ((0, missing), (0, 0))) for name in FIELDS}
+    return Batch(**grown)
+
+
+def _mark_flags_parsed() -> None:
+    """Grain's workers read absl flags, which nobody parses here."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

@@ -1,0 +1,177 @@
+"""Prepared folders as DataSources: tokenized documents in ArrayRecord shards, read in batches.
+
+A prepared folder holds manifest.json, and for each split the shards and lengths.npy. The sizes of
+the shards are checked when a source opens, their sha256 when `verify` is called.
+"""
+
+import bisect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+from data_pipelines import records
+from mistral_jax import storage
+from mistral_jax.protocols import Example
+
+MANIFEST = "manifest.json"
+LENGTHS = "lengths.npy"
+MANIFEST_VERSION = 1
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+class DamagedShard(ValueError):
+    """A shard, or the file of lengths, is missing, cut short or changed."""
+
+
+class ArrayRecordSource:
+    """One split of a prepared folder: random access to its documents."""
+
+    def __init__(self, folder: str | Path, split: str = "train", *, name: str | None = None):
+        """Open a split and check that its files have the sizes that the manifest gives.
+
+        Args:
+            folder: what `prepare` wrote.
+            split: "train" or "eval".
+            name: how the run calls the source; the manifest's name by default.
+
+        Raises:
+            ValueError: not a prepared folder, or it has no such split.
+            DamagedShard: a file is missing or of another size.
+        """
+        self.folder = Path(folder)
+        self.split = split
+        self.manifest = read_manifest(self.folder)
+        if split not in self.manifest["splits"]:
+            known = ", ".join(self.manifest["splits"])
+            raise ValueError(f"{self.folder}: no split {split!r}; it has {known}")
+        self._entry = self.manifest["splits"][split]
+        self.name = name or self.manifest["name"]
+        self.token_bytes: int = self.manifest["token_bytes"]
+        self.has_masks: bool = self._entry["has_masks"]
+        self.tokenizer: dict[str, Any] = self.manifest["tokenizer"]
+        self._check_sizes()
+        self.lengths = np.load(self.folder / split / LENGTHS, allow_pickle=False)
+        counts = [shard["documents"] for shard in self._entry["shards"]]
+        if len(self.lengths) != sum(counts):
+            raise DamagedShard(
+                f"{self.folder / split / LENGTHS}: expected {sum(counts)} lengths, got "
+                f"{len(self.lengths)}; prepare the source again"
+            )
+        self._ends = np.cumsum(counts).tolist()
+        self._readers: list[Any] = [None] * len(counts)
+
+    def __len__(self) -> int:
+        """Return the number of documents."""
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Example:
+        """Return one document."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Return several documents, in the given order, by one read per shard."""
+        return [records.decode_record(record) for record in self.read_records(indices)]
+
+    def __getstate__(self) -> dict:
+        """Leave open files behind when a worker process gets a copy."""
+        return {**self.__dict__, "_readers": [None] * len(self._readers)}
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the split's shards, tokens and order of documents."""
+        return self._entry["digest"]
+
+    def read_records(self, indices: Sequence[int]) -> list[bytes]:
+        """Return the records of several documents as bytes, in the given order.
+
+        Raises:
+            IndexError: an index is outside the split.
+            DamagedShard: a shard cannot be read.
+        """
+        if not len(indices):
+            return []
+        if min(indices) < 0 or max(indices) >= len(self):
+            raise IndexError(f"{self.name}: documents are 0..{len(self) - 1}, got {indices}")
+        if len(self._ends) == 1:
+            return self._read_shard(0, list(indices))
+        by_shard: dict[int, tuple[list[int], list[int]]] = {}
+        for place, index in enumerate(indices):
+            shard = bisect.bisect_right(self._ends, index)
+            places, inner = by_shard.setdefault(shard, ([], []))
+            places.append(place)
+            inner.append(index - (self._ends[shard - 1] if shard else 0))
+        found: list[bytes] = [b""] * len(indices)
+        for shard, (places, inner) in by_shard.items():
+            for place, record in zip(places, self._read_shard(shard, inner)):
+                found[place] = record
+        return found
+
+    def verify(self) -> None:
+        """Compare the sha256 of every file of the split with the manifest.
+
+        Raises:
+            DamagedShard: a file has changed; the message names it.
+        """
+        for entry in [*self._entry["shards"], self._entry["lengths"]]:
+            path = self.folder / self.split / entry["file"]
+            got = storage.digest(path)
+            if got != entry["sha256"]:
+                raise DamagedShard(
+                    f"{path}: expected sha256 {entry['sha256']}, got {got}; prepare the source "
+                    "again or copy it again"
+                )
+
+    def _check_sizes(self) -> None:
+        for entry in [*self._entry["shards"], self._entry["lengths"]]:
+            path = self.folder / self.split / entry["file"]
+            size_bytes = path.stat().st_size if path.is_file() else None
+            if size_bytes != entry["size_bytes"]:
+                got = "no such file" if size_bytes is None else f"{size_bytes} bytes"
+                raise DamagedShard(
+                    f"{path}: expected {entry['size_bytes']} bytes, got {got}; the shard is cut "
+                    "short or missing: prepare the source again or copy it again"
+                )
+
+    def _read_shard(self, shard: int, inner: list[int]) -> list[bytes]:
+        path = self.folder / self.split / self._entry["shards"][shard]["file"]
+        try:
+            if self._readers[shard] is None:
+                self._readers[shard] = array_record_module.ArrayRecordReader(
+                    str(path), READER_OPTIONS
+                )
+            return self._readers[shard].read(inner)
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise DamagedShard(f"{path}: cannot be read ({error}); prepare it again") from error
+
+
+def is_prepared(folder: str | Path) -> bool:
+    """Return whether a folder is one that `prepare` has finished."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Return the manifest of a prepared folder.
+
+    Raises:
+        ValueError: there is none, or it is not one of ours, or of another version.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ValueError(
+            f"{folder}: expected a prepared folder with {MANIFEST}, found none; run `prepare`"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); prepare the data again") from None
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if version != MANIFEST_VERSION or "splits" not in manifest:
+        raise ValueError(
+            f"{path}: expected a data manifest of version {MANIFEST_VERSION}, got {version!r}; "
+            "prepare the data again"
+        )
+    return manifest

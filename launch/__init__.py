@@ -1,0 +1,1 @@
+"""Machines, and how a run starts on them. Never imports jax."""

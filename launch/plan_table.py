@@ -1,0 +1,94 @@
+"""A plan as a table for a terminal; rich only, so that `plan` answers at once."""
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from launch.plan import Plan
+
+MEMORY_PARTS = (
+    ("frozen parameters", "frozen_parameters"),
+    ("trained parameters", "trained_parameters"),
+    ("optimizer state", "optimizer_state"),
+    ("gradients", "gradients"),
+    ("activations", "activations"),
+    ("layer work", "layer_work"),
+    ("loss chunk", "loss_chunk"),
+    ("runtime", "runtime"),
+)
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Return a size with a binary unit, such as 13.5 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.0f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:,.1f} GiB"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time as a person would say it, such as 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(hours, 24)
+    return f"{days:,} days {hours} h"
+
+
+def plan_table(plan: Plan) -> Group:
+    """Return the plan as a renderable: what runs where, bytes per device, time and cost."""
+    shape = Table(title=f"{plan.run} on {plan.target}", title_justify="left", show_header=False)
+    shape.add_column(style="bold")
+    shape.add_column()
+    share = plan.trainable_parameters / plan.parameters
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
+    for name, value in (
+        ("devices", f"{plan.num_devices:,} x {plan.accelerator_type} on {plan.num_hosts:,} hosts"),
+        ("mesh", mesh or "one device"),
+        ("parameters", f"{plan.parameters:,}"),
+        ("trainable", f"{plan.trainable_parameters:,} ({share:.2%})"),
+        (
+            "batch",
+            f"{plan.global_batch_sequences:,} rows of {plan.sequence_length:,} = "
+            f"{plan.micro_batch_sequences} x {plan.accumulation} passes x "
+            f"{plan.data_parallel} devices",
+        ),
+        ("attention, remat", f"{plan.attention}, {plan.remat}"),
+        ("time per step", f"{format_duration(plan.seconds_per_step)}, {plan.calibration}"),
+        ("tokens/s", f"{plan.tokens_per_s:,.0f}"),
+        ("whole run", f"{plan.max_steps:,} steps, {plan.tokens:,} tokens, "
+                      f"{format_duration(plan.train_hours * 3600)}"),
+        ("cost", "-" if plan.cost_usd is None else f"{plan.cost_usd:,.2f} USD at list price"),
+    ):  # fmt: skip
+        shape.add_row(name, value)
+    return Group(shape, _memory_table(plan), _notes(plan))
+
+
+def _memory_table(plan: Plan) -> Table:
+    memory = plan.memory
+    table = Table(title="memory per device, predicted", title_justify="left", show_footer=True)
+    table.add_column("part", footer="total")
+    table.add_column(
+        "bytes",
+        justify="right",
+        footer=f"{format_bytes(memory.total)} of {format_bytes(memory.available)}",
+    )
+    for label, field in MEMORY_PARTS:
+        size = getattr(memory, field)
+        if size:
+            table.add_row(label, format_bytes(size))
+    return table
+
+
+def _notes(plan: Plan) -> Text:
+    assumed = (
+        f"Times assume {plan.assumed_utilization:.0%} of the peak "
+        f"({plan.peak_flops_per_s / 1e12:,.1f} TFLOP/s); not measured on this target yet."
+    )
+    return Text("\n".join([*plan.notes, assumed]), style="dim")

@@ -1,0 +1,116 @@
+"""The Python API: load, adapt, train, generate, save. The CLI's verbs call the same functions."""
+
+import dataclasses
+from pathlib import Path
+
+from mistral_jax import artifact
+from mistral_jax import convert
+from mistral_jax import job
+from mistral_jax import protocols
+from mistral_jax import rng
+from mistral_jax import sharding
+from mistral_jax.config import load as config_load
+from mistral_jax.config import model as model_config
+from mistral_jax.export import Exported
+from mistral_jax.generate import engine
+from mistral_jax.generate import sampler
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import weights
+
+
+def load(uri: str, *, compute: str = "bfloat16") -> artifact.Artifact:
+    """Open a checkpoint (any supported format), or a run directory at its best step.
+
+    Args:
+        uri: a folder, a file, or `package:NAME`.
+        compute: bfloat16 or float32.
+
+    Raises:
+        ValueError: nothing usable is there; the message says what was looked for.
+    """
+    path = weights.locate(str(uri))
+    if artifact.is_run(path):
+        return artifact.load_run(path, compute=compute)
+    return artifact.load_checkpoint(path, compute=compute)
+
+
+def adapt(
+    model: artifact.Artifact,
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: tuple[model_config.TargetModule, ...] = model_config.ALL_TARGET_MODULES,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> artifact.Artifact:
+    """Return the model with fresh LoRA adapters; it computes the same until they are trained.
+
+    Raises:
+        ValueError: the model has adapters already.
+    """
+    if model.definition.adapter.kind != "none":
+        raise ValueError("the model has adapters already; merge or export them first")
+    adapter = model_config.LoraAdapter(
+        rank=rank, alpha=float(alpha), dropout=dropout, target_modules=target_modules
+    )
+    old = model.definition
+    definition = definition_lib.define(old.config, adapter=adapter, runtime=old.runtime)
+    fresh = definition_lib.initialise(
+        definition, rng.seed_key(seed), sharding.single_device_mesh(), definition.trainable_paths()
+    )
+    return dataclasses.replace(model, definition=definition, params=model.params | fresh)
+
+
+def train(config: str | Path, *overrides: str, target: str = "local_cpu") -> job.Result:
+    """Train as a config file says; `overrides` are `key=value`. See job.train.
+
+    Raises:
+        ValueError: a mistake in the config or the data; the message says what to do.
+    """
+    return job.train(config_load.load_run(config, list(overrides)), target=target)
+
+
+def generate(
+    model: artifact.Artifact,
+    prompts: list[str],
+    *,
+    max_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+    is_raw: bool = False,
+) -> list[protocols.Completion]:
+    """Return one completion for each prompt.
+
+    Args:
+        model: from `load`.
+        prompts: texts; put into the model's chat template where it has one, unless `is_raw`.
+        max_tokens: most new tokens.
+        temperature: 0 is greedy.
+        top_k, top_p: limits on sampling.
+        seed: prompt i draws by seed + i, whoever shares the batch.
+        is_raw: plain continuation.
+    """
+    sampling = sampler.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    generator = engine.TextGenerator(model.definition, model.params, model.tokenizer, sampling)
+    if is_raw:
+        tokenizer = model.tokenizer
+        encoded = [tokenizer.encode(text, bos=tokenizer.add_bos) for text in prompts]
+    else:
+        encoded = [job.prompt_tokens(text, model.tokenizer) for text in prompts]
+    return generator.complete(encoded, max_tokens=max_tokens, seed=seed)
+
+
+def save(
+    model: artifact.Artifact, destination: str | Path, *, format: str, dtype: str = "bfloat16"
+) -> Exported:
+    """Write a model, reload it, and return what was written with the parity number.
+
+    Args:
+        model: from `load` or `adapt`.
+        destination: folder, or a .gguf file.
+        format: hf, consolidated, gguf, or peft for the adapter alone.
+        dtype: float32, float16, bfloat16; for gguf also q8_0.
+    """
+    return convert.export_artifact(model, Path(destination), format=format, dtype=dtype)

@@ -1,0 +1,198 @@
+"""A model to use, from a checkpoint or a run directory: definition, numbers, tokenizer.
+
+What `generate`, `chat`, `export`, `verify` and the Python API open.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mistral_jax import checkpoint
+from mistral_jax import precision
+from mistral_jax import rng
+from mistral_jax import sharding
+from mistral_jax import tokenizers
+from mistral_jax.config import load
+from mistral_jax.config import model as model_config
+from mistral_jax.config import run as run_config
+from mistral_jax.models import decoder as decoder_lib
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import readers
+from mistral_jax.models import weights
+from mistral_jax.nn import attention
+from mistral_jax.train import optimizers
+from mistral_jax.train import state as state_lib
+
+CONFIG_NAME = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A model that is ready to run.
+
+    Attributes:
+        definition: its graph; adapters, if any, are part of it.
+        params: all of its parameters.
+        tokenizer: its tokenizer.
+        run: the experiment, where it came from a run directory.
+        weights_path: the base checkpoint on disk, or None for a model trained from scratch.
+    """
+
+    definition: definition_lib.Definition
+    params: definition_lib.Params
+    tokenizer: tokenizers.Tokenizer
+    run: run_config.RunConfig | None
+    weights_path: Path | None
+
+    def reader(self) -> readers.ParamReader:
+        """Return the parameters layer by layer, adapters folded in."""
+        config, adapter = self.definition.config, self.definition.adapter
+        base: readers.ParamReader = (
+            readers.TreeReader(self.params, config)
+            if self.weights_path is None or adapter.kind == "none"
+            else weights_reader(self.weights_path)
+        )
+        if adapter.kind == "none":
+            return base
+        arrays = {path: np.asarray(self.params[path]) for path in self.definition.trainable_paths()}
+        return readers.MergedReader(base, arrays, adapter.scale)
+
+
+def weights_reader(path: Path) -> readers.FileReader:
+    """Open a checkpoint for streaming."""
+    opened = weights.detect.open_weights(path)
+    return readers.FileReader(opened, weights.config_of(opened))
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether a folder is a run directory."""
+    return (path / CONFIG_NAME).is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def resolve_decoder(model: model_config.Model) -> model_config.DecoderConfig:
+    """Return the shape of a run's model, from the config or from the weights' header.
+
+    Raises:
+        ValueError: config and weights disagree; the message names the fields.
+    """
+    own = run_config.decoder_of(model)
+    if model.weights is None:
+        if own is None:
+            raise ValueError("model.kind checkpoint needs model.weights")
+        return own
+    found = weights.read_config(weights.locate(model.weights))
+    if own is None:
+        return found
+    compared = {"num_layers", "width", "num_heads", "num_kv_heads", "head_width", "vocab_size",
+                "ffn", "tied_head", "qkv_bias"}  # fmt: skip
+    wrong = [name for name in sorted(compared) if getattr(own, name) != getattr(found, name)]
+    if wrong:
+        shown = "; ".join(f"{n}: {getattr(own, n)} but {getattr(found, n)}" for n in wrong)
+        raise ValueError(f"the config's model is not the one in {model.weights}: {shown}")
+    return own
+
+
+def find_tokenizer(run: run_config.RunConfig) -> tokenizers.Tokenizer:
+    """Return the run's tokenizer; `auto` is the one beside the weights, or bytes without any."""
+    name = run.data.tokenizer
+    if name != "auto":
+        return tokenizers.load_tokenizer(name)
+    if run.model.weights is None:
+        return tokenizers.load_tokenizer("bytes")
+    return tokenizers.load_tokenizer(weights.locate(run.model.weights))
+
+
+def default_runtime(compute: str) -> decoder_lib.Runtime:
+    """Return how a model computes on this machine when no plan says otherwise."""
+    dtype = precision.dtype_of(compute)
+    chosen = attention.choose_implementation("auto", jax.default_backend(), dtype)
+    # Splash takes rows in multiples of 128 only, which prompts are not.
+    return decoder_lib.Runtime(compute_dtype=dtype, attention="sdpa" if chosen == "splash" else chosen)
+
+
+def load_checkpoint(path: Path, *, compute: str = "bfloat16") -> Artifact:
+    """Open a checkpoint of any supported format.
+
+    Args:
+        path: folder or file.
+        compute: number format of weights and activations.
+    """
+    config = weights.read_config(path)
+    definition = definition_lib.define(config, runtime=default_runtime(compute))
+    params = weights.load_params(definition, path, sharding.single_device_mesh(), dtype=compute)
+    return Artifact(definition, params, tokenizers.load_tokenizer(path), None, path)
+
+
+def load_run(folder: Path, *, step: int | None = None, compute: str | None = None) -> Artifact:
+    """Open a run directory at its best step (by held-out loss), or the newest, or a given one.
+
+    Raises:
+        ValueError: it holds no checkpoint, or not this step.
+    """
+    run = load.load_run(folder / CONFIG_NAME)
+    mesh = sharding.single_device_mesh()
+    runtime = default_runtime(compute or run.precision.compute)
+    config = resolve_decoder(run.model)
+    definition = definition_lib.define(config, adapter=run.adapter, runtime=runtime)
+    saved = checkpoint.Checkpointer(folder / CHECKPOINTS, run.checkpoint)
+    try:
+        steps = saved.steps()
+        chosen = step if step is not None else saved.best_step() or (steps[-1] if steps else None)
+        if chosen is None or chosen not in steps:
+            raise ValueError(f"{folder}: no checkpoint of step {chosen}; there are: {steps}")
+        state = saved.restore(abstract_state(definition, run, mesh), chosen).state
+    finally:
+        saved.close()
+    frozen, path = load_frozen(definition, run, mesh)
+    params = frozen | state.params
+    if run.adapter.kind == "none":
+        path = None
+    return Artifact(definition, params, find_tokenizer(run), run, path)
+
+
+def load_frozen(
+    definition: definition_lib.Definition, run: run_config.RunConfig, mesh: Mesh
+) -> tuple[definition_lib.Params, Path | None]:
+    """Load (or draw) the parameters that do not train, and say where they came from."""
+    trained = set(definition.trainable_paths())
+    if run.model.weights is None:
+        path = None
+        base = [p for p in definition.shapes if p not in trained]
+        params = definition_lib.initialise(definition, rng.seed_key(run.seed), mesh, base)
+        return params, path
+    path = weights.locate(run.model.weights)
+    if not set(definition.shapes) - trained:
+        return {}, path
+    params = weights.load_params(definition, path, mesh, dtype=frozen_dtype(run))
+    return {name: value for name, value in params.items() if name not in trained}, path
+
+
+def frozen_dtype(run: run_config.RunConfig) -> str:
+    """Return the number format that frozen parameters are kept in."""
+    return run.precision.frozen
+
+
+def abstract_state(
+    definition: definition_lib.Definition, run: run_config.RunConfig, mesh: Mesh
+) -> state_lib.TrainState:
+    """Return the training state's shapes with their shardings, for a restore."""
+    optimizer = optimizers.make_optimizer(run.optimizer)
+    shardings = definition.shardings(mesh)
+    trained = {path: definition.shapes[path] for path in definition.trainable_paths()}
+
+    def build(params: definition_lib.Params) -> state_lib.TrainState:
+        key_data = jax.random.key_data(rng.seed_key(run.seed))
+        return state_lib.TrainState(jnp.int32(0), params, optimizer.init(params), key_data)
+
+    abstract = jax.eval_shape(build, trained)
+    targets = state_lib.state_shardings(abstract, shardings, mesh)
+    return jax.tree.map(
+        lambda leaf, target: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target),
+        abstract,
+        targets,
+    )

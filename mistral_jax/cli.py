@@ -1,0 +1,254 @@
+"""The command line: verbs, `key=value` overrides last. Thin; every verb imports what it needs.
+
+Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 refused by a gate (another
+experiment's directory, too little disk or memory). `--debug` shows the traceback.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+EXIT_DONE, EXIT_FAILED, EXIT_INPUT = 0, 1, 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except ValueError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", EXIT_INPUT)
+    except OSError as error:
+        if options.debug:
+            raise
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mistral-jax", description="Train, adapt, export and run the Mistral family in JAX."
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    demo = _verb(verbs, "demo", _demo, "the main job, end to end, on this machine")
+    _overrides(demo)
+    prepare = _verb(verbs, "prepare", _prepare, "raw documents to shards (resumable)")
+    prepare.add_argument("source", help="folder, file or archive of PDF, Markdown, text, JSONL")
+    prepare.add_argument("output", help="folder that gets the shards")
+    prepare.add_argument("--tokenizer", required=True, help="checkpoint, file, or a known name")
+    prepare.add_argument("--eval-fraction", type=float, default=0.05, help="share held out")
+    prepare.add_argument("--name", help="what the source is called")
+    train = _verb(verbs, "train", _train, "train as a config says; goes on by itself")
+    _config(train)
+    _target(train)
+    _overrides(train)
+    plan = _verb(verbs, "plan", _plan, "mesh, memory, time and cost; starts nothing")
+    _config(plan)
+    _target(plan)
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    _overrides(plan)
+    generate = _verb(verbs, "generate", _generate, "complete prompts")
+    generate.add_argument("model", help="checkpoint or run directory")
+    generate.add_argument("prompts", nargs="+", help="one completion for each")
+    _sampling(generate)
+    chat = _verb(verbs, "chat", _chat, "talk to a model in the terminal")
+    chat.add_argument("model", help="checkpoint or run directory")
+    _sampling(chat)
+    importer = _verb(verbs, "import", _import, "a checkpoint into our own layout, once")
+    importer.add_argument("source", help="folder or file of any supported format")
+    importer.add_argument("destination", help="folder to write")
+    importer.add_argument("--dtype", default="checkpoint", help="number format to store")
+    export = _verb(verbs, "export", _export, "write a model, reload it, print the difference")
+    export.add_argument("source", help="checkpoint or run directory")
+    export.add_argument("destination", help="folder (or .gguf file) to write")
+    export.add_argument("--format", required=True, choices=("hf", "consolidated", "gguf", "peft"))
+    export.add_argument(
+        "--dtype", default="bfloat16", help="float32, float16, bfloat16; for gguf also q8_0"
+    )
+    verify = _verb(verbs, "verify", _verify, "largest logit difference of two models")
+    verify.add_argument("first")
+    verify.add_argument("second")
+    verify.add_argument("--tolerance", type=float, default=1e-4)
+    inspect = _verb(verbs, "inspect", _inspect, "what is this checkpoint, run, or data?")
+    inspect.add_argument("path")
+    inspect.add_argument("--rows", type=int, default=2, help="documents to show of data")
+    doctor = _verb(verbs, "doctor", _doctor, "check this machine")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    _verb(verbs, "schema", _schema, "JSON schema of the config, for editors")
+    return parser
+
+
+def _verb(verbs, name: str, function, text: str) -> argparse.ArgumentParser:  # noqa: ANN001
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.set_defaults(verb=function)
+    return parser
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file under configs/")
+
+
+def _target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", default="local_cpu", help="a machine in launch/targets")
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as seed=1")
+
+
+def _sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--raw", action="store_true", help="no chat template")
+
+
+def _load_run(options: argparse.Namespace):  # noqa: ANN202
+    from mistral_jax.config import load
+
+    fresh = [text for text in options.overrides if text.startswith("fresh=")]
+    others = [text for text in options.overrides if not text.startswith("fresh=")]
+    is_fresh = any(load.parse_yaml(text[6:], where="fresh") is True for text in fresh)
+    return load.load_run(options.config, others), is_fresh
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from mistral_jax import demo
+
+    return demo.run(options.overrides)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from data_pipelines import prepare
+    from mistral_jax import tokenizers
+
+    tokenizer = tokenizers.load_tokenizer(options.tokenizer)
+    prepare.prepare(
+        options.source,
+        options.output,
+        tokenizer=tokenizer,
+        name=options.name,
+        eval_fraction=options.eval_fraction,
+        on_progress=print,
+    )
+    print(json.dumps(prepare.manifest_summary(options.output), indent=2))
+    return EXIT_DONE
+
+
+def _train(options: argparse.Namespace) -> int:
+    run, is_fresh = _load_run(options)
+    from mistral_jax import job
+
+    result = job.train(run, target=options.target, fresh=is_fresh)
+    if result.reason == "finished_before":
+        print(f"this run is finished at step {result.step}: {result.directory}")
+        print("start it again beside the old one with fresh=true")
+    if result.report is not None:
+        print(f"report: {result.report}")
+    return EXIT_DONE
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from launch import plan
+    from launch import target
+
+    run, _ = _load_run(options)
+    made = plan.resolve(run, target.load_target(options.target))
+    if options.json:
+        print(made.model_dump_json(indent=2))
+        return EXIT_DONE
+    from rich import console
+
+    from launch import plan_table
+
+    console.Console().print(plan_table.plan_table(made))
+    return EXIT_DONE
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from mistral_jax import api
+
+    model = api.load(options.model)
+    completions = api.generate(
+        model,
+        options.prompts,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        is_raw=options.raw,
+    )
+    for completion in completions:
+        print(completion.text)
+    return EXIT_DONE
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from mistral_jax import chat
+
+    return chat.run(options)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from mistral_jax import convert
+
+    convert.import_checkpoint(options.source, options.destination, dtype=options.dtype)
+    return EXIT_DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mistral_jax import convert
+
+    exported = convert.export_model(
+        options.source, options.destination, format=options.format, dtype=options.dtype
+    )
+    print(
+        f"{exported.path}: {exported.size_bytes / 2**20:.1f} MiB; "
+        f"largest logit difference after reload {exported.largest_logit_difference:.3g}"
+    )
+    return EXIT_DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mistral_jax import convert
+
+    difference = convert.compare(options.first, options.second)
+    print(f"largest logit difference {difference:.3g} (tolerance {options.tolerance:g})")
+    return EXIT_DONE if difference <= options.tolerance else EXIT_FAILED
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from mistral_jax import inspect
+
+    inspect.show(options.path, num_rows=options.rows)
+    return EXIT_DONE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from mistral_jax import doctor
+
+    return doctor.run(is_json=options.json)
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from mistral_jax.config import load
+
+    print(json.dumps(load.schema(), indent=2))
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Checkpoints converted whole: import into our layout, export with a reload, compare two.
+
+A checkpoint that is only converted streams from file to file; nothing is put on a device but for
+the parity number.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from mistral_jax import artifact
+from mistral_jax import export
+from mistral_jax import tokenizers
+from mistral_jax.formats import safetensors_file
+from mistral_jax.models import readers
+from mistral_jax.models import weights
+
+
+def export_model(source: str, destination: str, *, format: str, dtype: str) -> export.Exported:
+    """Write a checkpoint or a run's model in another format, and measure the reload.
+
+    Raises:
+        ValueError: bad source, or a format that cannot hold the model.
+    """
+    path = weights.locate(source)
+    if artifact.is_run(path):
+        return export_artifact(
+            artifact.load_run(path, compute="float32"), Path(destination),
+            format=format, dtype=dtype,
+        )  # fmt: skip
+    if format == "peft":
+        raise ValueError(f"{source}: a checkpoint has no adapter; peft exports a run directory")
+    reader = artifact.weights_reader(path)
+    return _write_and_check(
+        reader, Path(destination), format, dtype, tokenizers.load_tokenizer(path), path.stem
+    )
+
+
+def export_artifact(
+    model: artifact.Artifact, destination: Path, *, format: str, dtype: str
+) -> export.Exported:
+    """Write a model that is loaded; `peft` writes its adapter alone.
+
+    Raises:
+        ValueError: peft is asked of a model without adapters, or the format cannot hold it.
+    """
+    name = model.run.name if model.run is not None else "model"
+    if format != "peft":
+        return _write_and_check(
+            model.reader(), destination, format, dtype, model.tokenizer, name
+        )
+    adapter = model.definition.adapter
+    if adapter.kind != "lora":
+        raise ValueError("this model has no adapter; export it as hf, consolidated or gguf")
+    config = model.definition.config
+    trained = {path: model.params[path] for path in model.definition.trainable_paths()}
+    base_name = str(model.weights_path or "")
+    exported = export.write_adapter(trained, config, adapter, destination, base_model=base_name)
+    base = (
+        readers.TreeReader(model.params, config)
+        if model.weights_path is None
+        else artifact.weights_reader(model.weights_path)
+    )
+    expected = export.reference_logits(model.reader(), config)
+    return export.with_parity(exported, expected, export.reload_logits(exported, base))
+
+
+def import_checkpoint(source: str, destination: str, *, dtype: str) -> export.Exported:
+    """Write a checkpoint in the layout that loads fastest here: Hugging Face safetensors.
+
+    Args:
+        source: any supported format.
+        destination: a folder.
+        dtype: a number format, or "checkpoint" for the source's own (quantised: bfloat16).
+    """
+    path = weights.locate(source)
+    reader = artifact.weights_reader(path)
+    if dtype == "checkpoint":
+        found = reader.dtype("embed/embedding")
+        dtype = str(found) if weights.detect.open_weights(path).kind != "gguf" else "bfloat16"
+    return _write_and_check(
+        reader, Path(destination), "hf", dtype, tokenizers.load_tokenizer(path), path.stem
+    )
+
+
+def compare(first: str, second: str) -> float:
+    """Return the largest logit difference of two models on a fixed row of tokens.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    logits = []
+    for uri in (first, second):
+        path = weights.locate(uri)
+        reader = (
+            artifact.load_run(path, compute="float32").reader()
+            if artifact.is_run(path)
+            else artifact.weights_reader(path)
+        )
+        logits.append(export.reference_logits(reader, reader.config))
+    if logits[0].shape != logits[1].shape:
+        raise ValueError(
+            f"{first} gives logits of shape {logits[0].shape}, {second} {logits[1].shape}: "
+            "not the same model"
+        )
+    return float(np.max(np.abs(logits[0] - logits[1])))
+
+
+def _write_and_check(
+    reader: readers.ParamReader,
+    destination: Path,
+    format: str,
+    dtype: str,
+    tokenizer: tokenizers.Tokenizer,
+    name: str,
+) -> export.Exported:
+    if (destination / safetensors_file.INDEX_NAME).exists() or (
+        destination.is_dir() and any(destination.glob("*.safetensors"))
+    ):
+        raise ValueError(f"{destination}: holds weights already; choose another folder")
+    exported = export.write_model(
+        reader, destination, format=format, dtype=dtype, tokenizer=tokenizer, name=name
+    )
+    expected = export.reference_logits(reader, reader.config)
+    return export.with_parity(exported, expected, export.reload_logits(exported))

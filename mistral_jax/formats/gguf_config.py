@@ -1,0 +1,120 @@
+"""GGUF metadata to our decoder's fields, and back.
+
+Architectures llama (Llama and Mistral) and qwen2. Scaled rotary embeddings and experts are refused
+by name. llama.cpp's llama graph knows no sliding window: a window is written as metadata, so our
+own reader keeps it, but llama.cpp gives the same numbers only within the window's length.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mistral_jax.formats.fields import Fields
+from mistral_jax.formats.fields import tidy_float
+
+ARCHITECTURES = ("llama", "qwen2")
+# llama.cpp's llama_ftype: what most tensors of the file are.
+FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
+
+
+def decoder_from_gguf(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path | str
+) -> dict:
+    """Return our decoder's fields.
+
+    Args:
+        metadata: the file's metadata.
+        shapes: its tensors' shapes by name, outermost axis first.
+        path: named in errors.
+
+    Raises:
+        ValueError: an architecture or option that our decoder does not compute.
+    """
+    fields = Fields(metadata, path)
+    arch = metadata.get("general.architecture")
+    if arch not in ARCHITECTURES:
+        raise fields.error("general.architecture", arch, ", ".join(ARCHITECTURES))
+    fields.refuse_unless(f"{arch}.rope.scaling.type", ("none",))
+    fields.refuse_unless(f"{arch}.expert_count", (0,))
+    if "rope_freqs.weight" in shapes:
+        raise fields.error("rope_freqs.weight", "present", "rotary embeddings without scaling")
+    width = fields.count(f"{arch}.embedding_length")
+    num_heads = fields.count(f"{arch}.attention.head_count")
+    head_width = fields.count(f"{arch}.attention.key_length", width // num_heads)
+    for name in ("rope.dimension_count", "attention.value_length"):
+        fields.refuse_unless(f"{arch}.{name}", (head_width,))
+    window = metadata.get(f"{arch}.attention.sliding_window")
+    if window is not None:
+        window = fields.count(f"{arch}.attention.sliding_window")
+    has_bias = "blk.0.attn_q.bias" in shapes
+    if has_bias != (arch == "qwen2"):
+        raise ValueError(
+            f"{path}: architecture {arch!r} with{'' if has_bias else 'out'} q/k/v biases; "
+            f"supported: llama without, qwen2 with"
+        )
+    embedding = shapes.get("token_embd.weight", (0,))
+    return {
+        "kind": "decoder",
+        "num_layers": fields.count(f"{arch}.block_count"),
+        "width": width,
+        "num_heads": num_heads,
+        "num_kv_heads": fields.count(f"{arch}.attention.head_count_kv", num_heads),
+        "head_width": head_width,
+        "vocab_size": fields.count(f"{arch}.vocab_size", embedding[0]),
+        "ffn": {"kind": "dense", "width": fields.count(f"{arch}.feed_forward_length")},
+        "attention": {"kind": "window", "window": window} if window else {"kind": "full"},
+        "rope": {
+            "kind": "default",
+            "theta": tidy_float(fields.number(f"{arch}.rope.freq_base", 10_000.0)),
+        },
+        "norm_epsilon": tidy_float(fields.number(f"{arch}.attention.layer_norm_rms_epsilon")),
+        "tied_head": "output.weight" not in shapes,
+        "qkv_bias": has_bias,
+        "max_positions": fields.count(f"{arch}.context_length"),
+    }
+
+
+def gguf_metadata(
+    decoder: Mapping[str, Any], *, name: str, file_type: str, languages: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the model part of a GGUF file's metadata; the tokenizer adds its own part.
+
+    Args:
+        decoder: our decoder's fields.
+        name: the model's name, shown by llama.cpp.
+        file_type: the type of most tensors: F32, F16, BF16 or Q8_0.
+        languages: optional ISO codes.
+    """
+    if file_type not in FILE_TYPES:
+        raise ValueError(f"file_type {file_type!r}: expected one of {', '.join(FILE_TYPES)}")
+    if decoder["ffn"]["kind"] != "dense" or decoder["rope"]["kind"] != "default":
+        raise ValueError(
+            f"cannot export ffn {decoder['ffn']['kind']!r} with rope {decoder['rope']['kind']!r} "
+            f"to GGUF; supported: dense with default"
+        )
+    arch = "qwen2" if decoder["qkv_bias"] else "llama"
+    metadata: dict[str, Any] = {
+        "general.architecture": arch,
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": FILE_TYPES[file_type],
+        "general.quantization_version": 2,
+        f"{arch}.block_count": decoder["num_layers"],
+        f"{arch}.context_length": decoder["max_positions"],
+        f"{arch}.embedding_length": decoder["width"],
+        f"{arch}.feed_forward_length": decoder["ffn"]["width"],
+        f"{arch}.attention.head_count": decoder["num_heads"],
+        f"{arch}.attention.head_count_kv": decoder["num_kv_heads"],
+        f"{arch}.attention.key_length": decoder["head_width"],
+        f"{arch}.attention.value_length": decoder["head_width"],
+        f"{arch}.attention.layer_norm_rms_epsilon": float(decoder["norm_epsilon"]),
+        f"{arch}.rope.freq_base": float(decoder["rope"]["theta"]),
+        f"{arch}.rope.dimension_count": decoder["head_width"],
+        f"{arch}.vocab_size": decoder["vocab_size"],
+    }
+    if languages:
+        metadata["general.languages"] = list(languages)
+    if decoder["attention"]["kind"] == "window":
+        metadata[f"{arch}.attention.sliding_window"] = decoder["attention"]["window"]
+    return metadata

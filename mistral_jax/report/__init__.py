@@ -1,0 +1,1 @@
+"""report.html: one file that shows what a run did. Reads the run's JSON; imports no jax."""

@@ -1,0 +1,423 @@
+"""The report's sections as plain values for the template, one function a section.
+
+Reads: metrics.jsonl, manifest.json, config.yaml, plan.json, measured.json, eval.json, resume.json,
+samples/step_*.json, export/parity.json. A section whose file is missing is empty.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mistral_jax import metrics
+from mistral_jax.report import charts
+
+Row = dict[str, Any]
+MEMORY_PARTS = (
+    "frozen_parameters", "trained_parameters", "optimizer_state", "gradients",
+    "activations", "layer_work", "loss_chunk", "runtime",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """What a run directory holds; None or empty where a file is missing."""
+
+    folder: Path
+    metrics: metrics.MetricsLog
+    manifest: Row
+    plan: Row
+    measured: Row
+    held_out: Row
+    resume: Row
+    parity: list[Row]
+    samples: list[Row]
+    config: str
+
+
+def read_files(folder: Path) -> RunFiles:
+    """Read every file that the report knows.
+
+    Raises:
+        ValueError: a file is not the JSON that it should be; the message names it.
+    """
+    log_path = folder / metrics.METRICS_FILE
+    empty = metrics.MetricsLog([], [], [])
+    config = folder / "config.yaml"
+    return RunFiles(
+        folder=folder,
+        metrics=metrics.read_metrics(log_path) if log_path.exists() else empty,
+        manifest=_read(folder / "manifest.json", dict),
+        plan=_read(folder / "plan.json", dict),
+        measured=_read(folder / "measured.json", dict),
+        held_out=_read(folder / "eval.json", dict),
+        resume=_read(folder / "resume.json", dict),
+        parity=_read(folder / "export" / "parity.json", list),
+        samples=[_read(path, dict) for path in sorted((folder / "samples").glob("step_*.json"))],
+        config=config.read_text(encoding="utf-8") if config.exists() else "",
+    )
+
+
+def _read[T: (dict, list)](path: Path, kind: type[T]) -> T:
+    if not path.exists():
+        return kind()
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); delete it or run again") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def build(files: RunFiles) -> Row:
+    """Return every variable of the template but the caller's own.
+
+    Raises:
+        ValueError: a file lacks a field; the message names the file and the field.
+    """
+    builders: dict[str, tuple[str, Callable[[RunFiles], Any]]] = {
+        "subtitle": ("manifest.json", subtitle),
+        "tiles": ("eval.json, measured.json or plan.json", tiles),
+        "curves": ("metrics.jsonl", curves),
+        "held_out": ("eval.json", held_out),
+        "samples": ("samples/", samples),
+        "resume": ("resume.json", resume),
+        "exports": ("export/parity.json", exports),
+        "predictions": ("plan.json or measured.json", predictions),
+        "memory_parts": ("plan.json", memory_parts),
+        "plan_sentence": ("plan.json", plan_sentence),
+        "data": ("manifest.json", data),
+        "facts": ("manifest.json", facts),
+        "versions": ("manifest.json", versions),
+    }
+    values: Row = {"title": title(files), "config": files.config, "made_from": made_from(files)}
+    for name, (source, builder) in builders.items():
+        try:
+            values[name] = builder(files)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{files.folder / source}: field missing or of the wrong type ({error}); "
+                "delete the file or run again"
+            ) from None
+    return values
+
+
+def title(files: RunFiles) -> str:
+    """Return the run's name: from its config, else from its folder."""
+    found = re.search(r"^name:\s*(\S+)", files.config, re.MULTILINE)
+    return found.group(1) if found else files.folder.resolve().name
+
+
+def made_from(files: RunFiles) -> str:
+    """Return which run the page tells of."""
+    digest = str(files.manifest.get("config_hash", ""))[:12]
+    return f"{files.folder.resolve().name}" + (f", config {digest}" if digest else "")
+
+
+def subtitle(files: RunFiles) -> str:
+    """Return one line: how many parameters train, how far, where."""
+    manifest, parts = files.manifest, []
+    if "parameters" in manifest:
+        total, trained = manifest["parameters"], manifest["trainable_parameters"]
+        share = "" if total == trained else f" ({trained / total:.2%})"
+        parts.append(f"{total:,} parameters, {trained:,} trained{share}")
+    if files.metrics.steps:
+        parts.append(f"{files.metrics.steps[-1]['step']:,} steps")
+    if manifest.get("devices"):
+        devices = [str(device) for device in manifest["devices"]]
+        parts.append(devices[0] if len(devices) == 1 else f"{len(devices)} x {devices[0]}")
+    return " · ".join(parts)
+
+
+def tiles(files: RunFiles) -> list[Row]:
+    """Return the key figures of the page's top."""
+    found = []
+    for name, one in list(files.held_out.get("sources", {}).items())[:2]:
+        is_sure = one["interval_high"] < 0 or one["interval_low"] > 0
+        tone = ("good" if one["difference"] < 0 else "bad") if is_sure else ""
+        found.append(
+            _tile(
+                f"held-out loss, {name}",
+                f"{one['before']:.3f} → {one['after']:.3f}",
+                f"{one['difference']:+.3f} nats, {one['rows']} rows",
+                tone,
+            )
+        )
+    speeds = [line["tokens_per_s"] for line in files.metrics.steps if line.get("tokens_per_s")]
+    if speeds:
+        middle = sorted(speeds)[len(speeds) // 2]
+        found.append(_tile("speed", f"{middle:,.0f} tok/s", "median over the steps"))
+    measured = files.measured
+    if "peak_memory_bytes" in measured:
+        peak = format_bytes(measured["peak_memory_bytes"])
+        found.append(_tile("peak memory", peak, "measured"))
+    if "wall_s" in measured:
+        found.append(_tile("time", format_seconds(measured["wall_s"]), "wall clock, whole run"))
+    if files.resume:
+        rows = files.resume["steps"]
+        is_equal = bool(rows) and all(row["equal"] for row in rows)
+        value, tone = ("bit-identical", "good") if is_equal else ("differs", "bad")
+        found.append(_tile("resume after kill", value, f"{len(rows)} steps compared", tone))
+    return found
+
+
+def _tile(label: str, value: str, detail: str, tone: str = "") -> Row:
+    return {"label": label, "value": value, "detail": detail, "tone": tone}
+
+
+def curves(files: RunFiles) -> list[Row]:
+    """Return the pictures: training loss, held-out loss, learning rate, speed."""
+    steps = files.metrics.steps
+    marks = []
+    if files.resume:
+        resumed, killed = files.resume["resumed_at"], files.resume["killed_at"]
+        marks = [(resumed, f"resumed at {resumed}"), (killed, f"killed at {killed}")]
+    raw = _points(steps, "loss")
+    pictures = [
+        (
+            "Training loss, nats per token",
+            charts.line_chart(
+                [
+                    charts.Series("each step", raw, colour=0, is_faint=True),
+                    charts.Series("smoothed", charts.smooth(raw), colour=0),
+                ],
+                label="training loss by step",
+                marks=marks,
+                format_value=lambda value: f"{value:.4f}",
+            ),
+        ),
+        ("Held-out loss, nats per token", _held_out_chart(files.metrics.evals)),
+        ("Learning rate", _single_chart(steps, "learning_rate", colour=2)),
+        ("Tokens per second", _single_chart(steps, "tokens_per_s", colour=3)),
+    ]
+    return [{"title": name, "picture": picture} for name, picture in pictures if picture]
+
+
+def _points(lines: list[Row], name: str) -> list[charts.Point]:
+    return [(line["step"], line.get(name)) for line in lines]
+
+
+def _held_out_chart(evals: list[Row]) -> Any:
+    sources = list(dict.fromkeys(line["eval"] for line in evals))
+    series = [
+        charts.Series(
+            name,
+            _points([line for line in evals if line["eval"] == name], "loss"),
+            colour=index + 1,
+            has_dots=True,
+        )
+        for index, name in enumerate(sources)
+    ]
+    return charts.line_chart(
+        series, label="held-out loss by step", format_value=lambda value: f"{value:.4f}"
+    )
+
+
+def _single_chart(steps: list[Row], name: str, *, colour: int) -> Any:
+    label = name.replace("_", " ")
+    series = charts.Series(label, _points(steps, name), colour=colour)
+    return charts.line_chart([series], label=f"{label} by step", starts_at_zero=True)
+
+
+def held_out(files: RunFiles) -> list[Row]:
+    """Return a row for each held-out source."""
+    rows = []
+    for name, one in files.held_out.get("sources", {}).items():
+        if one["interval_high"] < 0:
+            tone, reading = "good", "better"
+        elif one["interval_low"] > 0:
+            tone, reading = "bad", "worse"
+        else:
+            tone, reading = "", "no clear change"
+        rows.append(
+            {
+                "name": name,
+                "rows": f"{one['rows']:,}",
+                "before": f"{one['before']:.4f}",
+                "after": f"{one['after']:.4f}",
+                "difference": f"{one['difference']:+.4f}",
+                "interval": f"{one['interval_low']:+.4f} to {one['interval_high']:+.4f}",
+                "tone": tone,
+                "reading": reading,
+            }
+        )
+    return rows
+
+
+def samples(files: RunFiles) -> list[Row]:
+    """Return each prompt with what the model said first and last."""
+    if not files.samples:
+        return []
+    ordered = sorted(files.samples, key=lambda file: file["step"])
+    ends = ordered[:1] if len(ordered) == 1 else [ordered[0], ordered[-1]]
+    answers: dict[str, list[Row]] = {}
+    for file in ends:
+        when = "before training" if file["step"] == 0 else f"after step {file['step']}"
+        for sample in file["samples"]:
+            said = {"when": when, "text": sample["text"]}
+            answers.setdefault(sample["prompt"], []).append(said)
+    return [{"prompt": prompt, "said": said} for prompt, said in answers.items()]
+
+
+def resume(files: RunFiles) -> Row:
+    """Return the proof that a killed run goes on exactly."""
+    if not files.resume:
+        return {}
+    one = files.resume
+    return {
+        "sentence": (
+            f"The process was killed at step {one['killed_at']}; a new one went on from the "
+            f"checkpoint of step {one['resumed_at']}."
+        ),
+        "rows": [
+            {key: row[key] for key in ("step", "before_hex", "after_hex", "equal")}
+            for row in one["steps"]
+        ],
+    }
+
+
+def exports(files: RunFiles) -> list[Row]:
+    """Return a row for each exported file."""
+    return [
+        {
+            "format": row["format"],
+            "path": row["path"],
+            "size": format_bytes(row["size_bytes"]),
+            "difference": f"{row['largest_logit_difference']:.2e}",
+        }
+        for row in files.parity
+    ]
+
+
+def predictions(files: RunFiles) -> list[Row]:
+    """Return predicted against measured memory and time, as bars."""
+    if not files.plan:
+        return []
+    groups = [
+        ("Peak memory", files.plan["memory"]["total"], "peak_memory_bytes", format_bytes),
+        ("Time per step", files.plan["seconds_per_step"], "seconds_per_step", format_seconds),
+    ]
+    found = []
+    for name, predicted, field, form in groups:
+        pairs = [("predicted", predicted, 1)]
+        if files.measured.get(field) is not None:
+            pairs.append(("measured", files.measured[field], 0))
+        found.append({"title": name, "bars": _bars(pairs, form)})
+    return found
+
+
+def memory_parts(files: RunFiles) -> list[Row]:
+    """Return the parts of the predicted memory, as bars."""
+    if not files.plan:
+        return []
+    memory = files.plan["memory"]
+    parts = [(part.replace("_", " "), memory[part], 5) for part in MEMORY_PARTS if memory[part]]
+    return _bars(parts, format_bytes)
+
+
+def _bars(parts: list[tuple[str, charts.Number, int]], form: Callable[[charts.Number], str]) -> list[Row]:
+    largest = max((value for _, value, _ in parts), default=0) or 1
+    return [
+        {
+            "label": label,
+            "value": form(value),
+            "percent": round(100 * value / largest, 1),
+            "colour": colour,
+        }
+        for label, value, colour in parts
+    ]
+
+
+def plan_sentence(files: RunFiles) -> str:
+    """Return how the run sat on its machine."""
+    if not files.plan:
+        return ""
+    plan = files.plan
+    return (
+        f"{plan['global_batch_sequences']} rows of {plan['sequence_length']} tokens a step as "
+        f"{plan['micro_batch_sequences']} x {plan['accumulation']} passes x "
+        f"{plan['data_parallel']} devices on {plan['target']}; attention {plan['attention']}, "
+        f"remat {plan['remat']}. Predicted times are {plan['calibration']}: they assume "
+        f"{plan['assumed_utilization']:.0%} of the peak."
+    )
+
+
+def data(files: RunFiles) -> list[Row]:
+    """Return a row for each data source."""
+    return [
+        {
+            "name": one["name"],
+            "documents": f"{one['documents']:,}",
+            "tokens": f"{one['tokens']:,}",
+            "digest": str(one["digest"])[:16],
+        }
+        for one in files.manifest.get("data", [])
+    ]
+
+
+def facts(files: RunFiles) -> list[tuple[str, str]]:
+    """Return what identifies the run."""
+    manifest = files.manifest
+    labels = {
+        "config_hash": "config hash",
+        "git_revision": "git revision",
+        "start_checkpoint_digest": "start checkpoint",
+        "seed": "seed",
+        "devices": "devices",
+    }
+    found = []
+    for field, label in labels.items():
+        value = manifest.get(field)
+        if value in (None, "", []):
+            continue
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        found.append((label, shown))
+    return found
+
+
+def versions(files: RunFiles) -> list[tuple[str, str]]:
+    """Return package names and versions."""
+    return [(name, str(value)) for name, value in files.manifest.get("versions", {}).items()]
+
+
+def commands(folder: Path) -> list[tuple[str, str]]:
+    """Return commands that fit any run."""
+    return [
+        ("Ask the trained model", f'./run generate {folder} "Explain what a checkpoint holds."'),
+        (
+            "Train on your own folder of documents",
+            "./run train configs/demo/finetune.yaml data.train=~/my_documents",
+        ),
+        (
+            "Predict a real Mistral-7B LoRA on one 24 GB GPU, before paying for it",
+            "./run plan configs/mistral_7b/lora.yaml --target g5_2xlarge",
+        ),
+        (
+            "Train a real Mistral-7B",
+            "./run train configs/mistral_7b/lora.yaml --target g5_2xlarge "
+            "model.weights=~/Mistral-7B-v0.3 data.train=~/my_documents",
+        ),
+    ]
+
+
+def format_bytes(size_bytes: charts.Number) -> str:
+    """Return a size with a binary unit, such as 1.9 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.0f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:,.2f} GiB"
+
+
+def format_seconds(seconds: charts.Number) -> str:
+    """Return a time as a person would say it, such as 4 min 05 s."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

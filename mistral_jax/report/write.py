@@ -1,0 +1,53 @@
+"""write_report: a run directory's JSON files in, one report.html out.
+
+Each section stands only where its file does. All texts are escaped by the template; pictures come
+from charts.py. The files' schemas are in sections.py, one function a section.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from mistral_jax.report import sections
+
+REPORT_FILE = "report.html"
+_FOLDER = Path(__file__).parent
+
+
+def write_report(
+    run_directory: str | os.PathLike,
+    *,
+    notes: Sequence[str] = (),
+    next_commands: Sequence[tuple[str, str]] | None = None,
+) -> Path:
+    """Write report.html from what the run directory holds, and return its path.
+
+    Args:
+        run_directory: the run; any of its files may be missing.
+        notes: sentences for the top of the page.
+        next_commands: (what it does, command); by default some that fit any run.
+
+    Raises:
+        ValueError: the folder is missing, or a file in it is damaged; the message names the file.
+    """
+    folder = Path(run_directory)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such run directory; give the folder that train printed")
+    files = sections.read_files(folder)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("page.html").render(
+        css=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        notes=list(notes),
+        commands=sections.commands(folder) if next_commands is None else list(next_commands),
+        **sections.build(files),
+    )
+    path = folder / REPORT_FILE
+    temporary = path.with_suffix(".html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path

