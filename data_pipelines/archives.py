@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
+from mistral_jax import storage
 
 SLACK_BYTES = 1 << 20  # below this no ratio is asked: a short log may well shrink a thousandfold
 SPOOL_BYTES = 16 << 20
@@ -158,7 +159,13 @@ def members(
 
 
 def reject_of(name: str, error: BaseException) -> Reject:
-    """Return the reject that tells of a damaged or oversized archive or member."""
+    """Return the reject that tells of a damaged or oversized archive or member.
+
+    Raises:
+        DiskSpaceError: it was not the archive but our disk.
+    """
+    if isinstance(error, OSError):
+        storage.raise_if_disk_full(error, tempfile.gettempdir())
     if isinstance(error, ArchiveError):
         return Reject(name, error.kind, str(error))
     if isinstance(error, RuntimeError) and "password" in str(error):

@@ -100,6 +100,15 @@ class Ledger:
         self._first_rows = [0]  # of block _first_block + i; the last one is not packed yet
         self._lock = threading.RLock()
 
+    def __getstate__(self) -> dict:
+        """Leave the lock and the kept plans behind when a worker process gets a copy."""
+        return {**self.__dict__, "_lock": None, "_plans": OrderedDict()}
+
+    def __setstate__(self, state: dict) -> None:
+        """Take a copy into use with a lock of its own."""
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
     def anchor(self, block: int, first_row: int) -> None:
         """Trust that `block` begins at `first_row`, as `locate` once said."""
         with self._lock:

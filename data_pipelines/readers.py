@@ -258,6 +258,9 @@ def _read_gzip(
     depth: int,
 ) -> Iterator[Document | Reject]:
     """Read a single compressed file (corpus.jsonl.gz) under the caps of an archive."""
+    if depth >= limits.max_depth:
+        yield Reject(name, "too_deep", f"archives are read to a depth of {limits.max_depth}")
+        return
     counted = archives.CountingReader(stream)
     inflated = archives.CappedReader(
         gzip.GzipFile(fileobj=counted), lambda: counted.count, limits, budget

@@ -14,6 +14,7 @@ from launch.target import Target
 from mistral_jax.config.base import Node
 from mistral_jax.config.model import DecoderConfig
 from mistral_jax.config.run import RunConfig
+from mistral_jax.formats import locate
 
 MEMORY_SHARE = {"cpu": 0.7, "gpu": 0.92, "tpu": 0.92}  # the rest: runtime, fragments, the system
 RUNTIME_BYTES = {"cpu": 700 << 20, "gpu": 800 << 20, "tpu": 300 << 20}
@@ -252,7 +253,7 @@ def _memory(
         attention=attention,
         remat=remat,
         compute_bytes=FORMAT_BYTES[run.precision.compute],
-        frozen_bytes=FORMAT_BYTES.get(run.precision.frozen, 2),
+        frozen_bytes=_frozen_bytes(run),
     )
     runtime = RUNTIME_BYTES[target.platform]
     return MemoryPlan(
@@ -269,10 +270,22 @@ def _memory(
     )
 
 
+def _frozen_bytes(run: RunConfig) -> int:
+    """Return the bytes of one frozen parameter as it is held."""
+    if run.precision.frozen != "checkpoint":
+        return FORMAT_BYTES[run.precision.frozen]
+    weights = run.model.weights or ""
+    # Block-quantised files are held in the compute format; published checkpoints are bfloat16.
+    is_quantised = weights.startswith(f"{locate.PACKAGE_SCHEME}:") or weights.endswith(".gguf")
+    return FORMAT_BYTES[run.precision.compute if is_quantised else "bfloat16"]
+
+
 def _too_large(run: RunConfig, target: Target, memory: MemoryPlan) -> str:
     parts = memory.model_dump(exclude={"total", "available", "runtime"})
     largest = sorted(parts, key=lambda part: parts[part], reverse=True)[:2]
-    shown = " and ".join(f"{part.replace('_', ' ')} {parts[part] / GIB:.1f} GiB" for part in largest)
+    shown = " and ".join(
+        f"{part.replace('_', ' ')} {parts[part] / GIB:.1f} GiB" for part in largest
+    )
     fixed = sum(parts[p] for p in ("trained_parameters", "optimizer_state", "gradients"))
     if run.adapter.kind == "none" and fixed > memory.available / 2:
         remedy = "train an adapter (adapter.kind=lora), or choose a target with more memory"

@@ -49,7 +49,7 @@ def plan_table(plan: Plan) -> Group:
     share = plan.trainable_parameters / plan.parameters
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
     for name, value in (
-        ("devices", f"{plan.num_devices:,} x {plan.accelerator_type} on {plan.num_hosts:,} hosts"),
+        ("devices", f"{plan.num_devices:,} x {plan.accelerator_type}, hosts: {plan.num_hosts:,}"),
         ("mesh", mesh or "one device"),
         ("parameters", f"{plan.parameters:,}"),
         ("trainable", f"{plan.trainable_parameters:,} ({share:.2%})"),
@@ -91,4 +91,6 @@ def _notes(plan: Plan) -> Text:
         f"Times assume {plan.assumed_utilization:.0%} of the peak "
         f"({plan.peak_flops_per_s / 1e12:,.1f} TFLOP/s); not measured on this target yet."
     )
-    return Text("\n".join([*plan.notes, assumed]), style="dim")
+    alone = plan.num_devices == 1
+    wires = [] if alone else ["Communication between devices is not counted."]
+    return Text("\n".join([*plan.notes, assumed, *wires]), style="dim")

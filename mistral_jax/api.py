@@ -12,10 +12,10 @@ from mistral_jax import sharding
 from mistral_jax.config import load as config_load
 from mistral_jax.config import model as model_config
 from mistral_jax.export import Exported
+from mistral_jax.formats import locate
 from mistral_jax.generate import engine
 from mistral_jax.generate import sampler
 from mistral_jax.models import definition as definition_lib
-from mistral_jax.models import weights
 
 
 def load(uri: str, *, compute: str = "bfloat16") -> artifact.Artifact:
@@ -28,7 +28,7 @@ def load(uri: str, *, compute: str = "bfloat16") -> artifact.Artifact:
     Raises:
         ValueError: nothing usable is there; the message says what was looked for.
     """
-    path = weights.locate(str(uri))
+    path = locate.local_path(str(uri))
     if artifact.is_run(path):
         return artifact.load_run(path, compute=compute)
     return artifact.load_checkpoint(path, compute=compute)

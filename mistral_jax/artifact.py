@@ -19,6 +19,7 @@ from mistral_jax import tokenizers
 from mistral_jax.config import load
 from mistral_jax.config import model as model_config
 from mistral_jax.config import run as run_config
+from mistral_jax.formats import locate
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
@@ -85,7 +86,7 @@ def resolve_decoder(model: model_config.Model) -> model_config.DecoderConfig:
         if own is None:
             raise ValueError("model.kind checkpoint needs model.weights")
         return own
-    found = weights.read_config(weights.locate(model.weights))
+    found = weights.read_config(locate.local_path(model.weights))
     if own is None:
         return found
     compared = {"num_layers", "width", "num_heads", "num_kv_heads", "head_width", "vocab_size",
@@ -104,7 +105,7 @@ def find_tokenizer(run: run_config.RunConfig) -> tokenizers.Tokenizer:
         return tokenizers.load_tokenizer(name)
     if run.model.weights is None:
         return tokenizers.load_tokenizer("bytes")
-    return tokenizers.load_tokenizer(weights.locate(run.model.weights))
+    return tokenizers.load_tokenizer(locate.local_path(run.model.weights))
 
 
 def default_runtime(compute: str) -> decoder_lib.Runtime:
@@ -112,7 +113,9 @@ def default_runtime(compute: str) -> decoder_lib.Runtime:
     dtype = precision.dtype_of(compute)
     chosen = attention.choose_implementation("auto", jax.default_backend(), dtype)
     # Splash takes rows in multiples of 128 only, which prompts are not.
-    return decoder_lib.Runtime(compute_dtype=dtype, attention="sdpa" if chosen == "splash" else chosen)
+    return decoder_lib.Runtime(
+        compute_dtype=dtype, attention="sdpa" if chosen == "splash" else chosen
+    )
 
 
 def load_checkpoint(path: Path, *, compute: str = "bfloat16") -> Artifact:
@@ -165,7 +168,7 @@ def load_frozen(
         base = [p for p in definition.shapes if p not in trained]
         params = definition_lib.initialise(definition, rng.seed_key(run.seed), mesh, base)
         return params, path
-    path = weights.locate(run.model.weights)
+    path = locate.local_path(run.model.weights)
     if not set(definition.shapes) - trained:
         return {}, path
     params = weights.load_params(definition, path, mesh, dtype=frozen_dtype(run))

@@ -176,7 +176,9 @@ def digests_of(tree: Any) -> dict[str, str]:
     digests = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(jax.device_get(leaf))
-        name = "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+        name = "/".join(
+            str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path
+        )
         digests[name] = f"{zlib.crc32(array.view(np.uint8).reshape(-1)):08x}-{array.nbytes}"
     return digests
 

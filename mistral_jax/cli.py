@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return options.verb(options)
     except ValueError as error:
@@ -31,6 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may stand after options too, where argparse alone refuses them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    wrong = [text for text in rest if "=" not in text or "overrides" not in options]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,13 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _verb(verbs, "inspect", _inspect, "what is this checkpoint, run, or data?")
     inspect.add_argument("path")
     inspect.add_argument("--rows", type=int, default=2, help="documents to show of data")
+    inspect.add_argument("--tokenizer", help="spells the tokens of data: checkpoint, file or name")
     doctor = _verb(verbs, "doctor", _doctor, "check this machine")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     _verb(verbs, "schema", _schema, "JSON schema of the config, for editors")
     return parser
 
 
-def _verb(verbs, name: str, function, text: str) -> argparse.ArgumentParser:  # noqa: ANN001
+def _verb(verbs, name: str, function, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text)
     parser.set_defaults(verb=function)
     return parser
@@ -115,13 +128,14 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="no chat template")
 
 
-def _load_run(options: argparse.Namespace):  # noqa: ANN202
+def _load_run(options: argparse.Namespace):
     from mistral_jax.config import load
 
-    fresh = [text for text in options.overrides if text.startswith("fresh=")]
     others = [text for text in options.overrides if not text.startswith("fresh=")]
-    is_fresh = any(load.parse_yaml(text[6:], where="fresh") is True for text in fresh)
-    return load.load_run(options.config, others), is_fresh
+    fresh = [text.removeprefix("fresh=") for text in options.overrides if text not in others]
+    if wrong := [value for value in fresh if value not in ("true", "false")]:
+        raise load.ConfigError(f"fresh: should be true or false, got {wrong[-1]!r}")
+    return load.load_run(options.config, others), "true" in fresh[-1:]
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -233,7 +247,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from mistral_jax import inspect
 
-    inspect.show(options.path, num_rows=options.rows)
+    inspect.show(options.path, num_rows=options.rows, tokenizer=options.tokenizer)
     return EXIT_DONE
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from mistral_jax import artifact
 from mistral_jax import export
 from mistral_jax import tokenizers
+from mistral_jax.formats import locate
 from mistral_jax.formats import safetensors_file
 from mistral_jax.models import readers
 from mistral_jax.models import weights
@@ -22,7 +23,7 @@ def export_model(source: str, destination: str, *, format: str, dtype: str) -> e
     Raises:
         ValueError: bad source, or a format that cannot hold the model.
     """
-    path = weights.locate(source)
+    path = locate.local_path(source)
     if artifact.is_run(path):
         return export_artifact(
             artifact.load_run(path, compute="float32"), Path(destination),
@@ -46,9 +47,7 @@ def export_artifact(
     """
     name = model.run.name if model.run is not None else "model"
     if format != "peft":
-        return _write_and_check(
-            model.reader(), destination, format, dtype, model.tokenizer, name
-        )
+        return _write_and_check(model.reader(), destination, format, dtype, model.tokenizer, name)
     adapter = model.definition.adapter
     if adapter.kind != "lora":
         raise ValueError("this model has no adapter; export it as hf, consolidated or gguf")
@@ -73,7 +72,7 @@ def import_checkpoint(source: str, destination: str, *, dtype: str) -> export.Ex
         destination: a folder.
         dtype: a number format, or "checkpoint" for the source's own (quantised: bfloat16).
     """
-    path = weights.locate(source)
+    path = locate.local_path(source)
     reader = artifact.weights_reader(path)
     if dtype == "checkpoint":
         found = reader.dtype("embed/embedding")
@@ -91,7 +90,7 @@ def compare(first: str, second: str) -> float:
     """
     logits = []
     for uri in (first, second):
-        path = weights.locate(uri)
+        path = locate.local_path(uri)
         reader = (
             artifact.load_run(path, compute="float32").reader()
             if artifact.is_run(path)

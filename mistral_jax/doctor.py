@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -68,7 +69,9 @@ class Finding:
     fix: str = ""
 
 
-def check(*, probe_devices: bool = True, environment: Mapping[str, str] | None = None) -> list[Finding]:
+def check(
+    *, probe_devices: bool = True, environment: Mapping[str, str] | None = None
+) -> list[Finding]:
     """Return what was found, in the order of the table.
 
     Args:
@@ -99,6 +102,16 @@ def doctor_table(findings: list[Finding]) -> Table:
         sign = Text("ok", style="green") if finding.ok else Text("no", style="bold red")
         table.add_row(sign, finding.name, Text(finding.detail), Text(finding.fix))
     return table
+
+
+def run(*, is_json: bool = False) -> int:
+    """Print the findings; return 0 if nothing needs work, 1 otherwise."""
+    findings = check()
+    if is_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        Console().print(doctor_table(findings))
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
 def _python() -> Finding:

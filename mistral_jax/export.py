@@ -121,9 +121,7 @@ def write_adapter(
         target_modules=tuple(adapter.target_modules),
         base_model=base_model,
     )
-    table = names.entries(
-        config, "peft", target_modules=adapter.target_modules, rank=adapter.rank
-    )
+    table = names.entries(config, "peft", target_modules=adapter.target_modules, rank=adapter.rank)
     arrays = {path: np.asarray(value) for path, value in params.items()}
     sources = peft.adapter_sources(table, arrays, np.dtype(np.float32))
     written = peft.write_adapter(destination, settings, sources)
@@ -264,4 +262,3 @@ def write_parity(folder: Path, exports: list[Exported]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [dataclasses.asdict(exported) for exported in exports]
     (folder / "parity.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-

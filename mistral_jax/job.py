@@ -4,18 +4,21 @@ The run directory holds everything. The same config finds it again and goes on; 
 refused with the difference named; `fresh` starts beside it.
 """
 
+import contextlib
 import dataclasses
 import json
 import resource
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from data_pipelines import inputs
 from launch import plan as plan_lib
 from launch import target as target_lib
 from mistral_jax import artifact
@@ -31,6 +34,7 @@ from mistral_jax import tokenizers
 from mistral_jax.config import load
 from mistral_jax.config import model as model_config
 from mistral_jax.config import run as run_config
+from mistral_jax.formats import locate
 from mistral_jax.generate import engine
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
@@ -121,11 +125,14 @@ class _Job:
         self.definition = definition_lib.define(
             decoder, adapter=run.adapter, runtime=_runtime(run, plan)
         )
+        if run.model.weights is not None:
+            weights.check(self.definition, locate.local_path(run.model.weights))
         self.optimizer = optimizers.make_optimizer(run.optimizer)
         abstract = artifact.abstract_state(self.definition, run, self.mesh)
         checkpoint.check_disk(directory, abstract, run.checkpoint)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.data = datasets.open_data(run, directory, tokenizer, say=say)
+        with _no_empty_folders(directory):
+            folder = datasets.data_folder(directory)
+        self.data = inputs.open_sources(run.data, tokenizer, folder, on_progress=say)
         self.checkpointer = checkpoint.Checkpointer(
             directory / artifact.CHECKPOINTS, run.checkpoint
         )
@@ -180,9 +187,7 @@ class _Job:
         if run.adapter.kind == "none" and self.weights_path is not None:
             params = weights.load_params(definition, self.weights_path, self.mesh)
         else:
-            params = definition_lib.initialise(
-                definition, rng.seed_key(run.seed), self.mesh, paths
-            )
+            params = definition_lib.initialise(definition, rng.seed_key(run.seed), self.mesh, paths)
         return state_lib.create(
             params, self.optimizer, run.seed, self.mesh, definition.shardings(self.mesh)
         )
@@ -209,7 +214,7 @@ class _Job:
                 "device_kind": jax.devices()[0].device_kind,
                 "mesh": dict(self.mesh.shape),
                 "tokenizer": {"name": self.tokenizer.name, "digest": self.tokenizer.digest},
-                "data": self.data.describe(),
+                "data": datasets.describe(self.data),
                 "parameters": total,
                 "trainable_parameters": trained,
                 "start_checkpoint_digest": _weights_digest(self.weights_path),
@@ -233,7 +238,11 @@ class _Job:
 
     def _save_evaluation(self, step: int, losses: dict[str, held_out.RowLosses]) -> None:
         content = {
-            source: {"loss": rows.loss, "sums": rows.sums.tolist(), "weights": rows.weights.tolist()}
+            source: {
+                "loss": rows.loss,
+                "sums": rows.sums.tolist(),
+                "weights": rows.weights.tolist(),
+            }
             for source, rows in losses.items()
         }
         _write_json(self.directory / "evals" / f"step_{step:06d}.json", content)
@@ -321,6 +330,21 @@ def _directory(run: run_config.RunConfig, *, fresh: bool) -> Path:
     return directory
 
 
+@contextlib.contextmanager
+def _no_empty_folders(directory: Path) -> Iterator[None]:
+    """Make a run directory; where the work in it is refused, take away what stayed empty."""
+    missing = [p for p in (directory, *directory.parents) if not p.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except ValueError:
+        data = directory / datasets.DATA_FOLDER
+        for folder in (*data.glob("*"), data, *missing):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
 def _finished(directory: Path, run: run_config.RunConfig) -> Result | None:
     measured = directory / "measured.json"
     if not measured.is_file():
@@ -353,9 +377,7 @@ def _check_platform(machine: target_lib.Target) -> None:
         )
 
 
-def _check_tokenizer(
-    tokenizer: tokenizers.Tokenizer, decoder: model_config.DecoderConfig
-) -> None:
+def _check_tokenizer(tokenizer: tokenizers.Tokenizer, decoder: model_config.DecoderConfig) -> None:
     if tokenizer.vocab_size > decoder.vocab_size:
         raise ValueError(
             f"data.tokenizer: {tokenizer.name} has {tokenizer.vocab_size} tokens, but the model's "

@@ -6,6 +6,7 @@ a text. Losses stand also as hexadecimal floats, so that two curves can be compa
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -280,7 +281,7 @@ def sparkline(values: list[float], width: int) -> str:
         return ""
     count = min(width, len(finite))
     edges = [round(index * len(finite) / count) for index in range(count + 1)]
-    means = [sum(finite[a:b]) / (b - a) for a, b in zip(edges, edges[1:])]
+    means = [sum(finite[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(means), max(means)
     scale = (len(SPARK_BLOCKS) - 1) / ((high - low) or 1)
     return "".join(SPARK_BLOCKS[round((mean - low) * scale)] for mean in means)

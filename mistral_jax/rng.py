@@ -9,7 +9,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
-from jaxtyping import Int
+from jaxtyping import Integer
 from jaxtyping import PRNGKeyArray
 
 
@@ -23,7 +23,7 @@ def purpose_key(key: PRNGKeyArray, purpose: str) -> PRNGKeyArray:
     return jax.random.fold_in(key, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
 
-def counter_key(key: PRNGKeyArray, *counters: Int[Array, ""] | int) -> PRNGKeyArray:
+def counter_key(key: PRNGKeyArray, *counters: Integer[Array, ""] | int) -> PRNGKeyArray:
     """Return the key at the given counters, for instance (step, micro batch, layer)."""
     for counter in counters:
         key = jax.random.fold_in(key, jnp.uint32(counter))

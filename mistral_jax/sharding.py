@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -65,12 +66,14 @@ def single_device_mesh() -> Mesh:
     return make_mesh({}, jax.devices()[:1])
 
 
-def _axis_size(mesh: Mesh, mesh_axes: MeshAxes) -> int:
+def _axis_size(mesh: Mesh | AbstractMesh, mesh_axes: MeshAxes) -> int:
     names = (mesh_axes,) if isinstance(mesh_axes, str) else (mesh_axes or ())
     return int(np.prod([mesh.shape[name] for name in names], dtype=np.int64))
 
 
-def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """Return the partition of an array.
 
     Args:

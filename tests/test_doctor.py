@@ -81,8 +81,11 @@ def test_devices_are_asked_of_a_child_process():
 
 @pytest.mark.parametrize(
     ("program", "error"),
-    [("raise RuntimeError('no driver')", "RuntimeError: no driver"), ("import time; time.sleep(9)", "no answer")],
-)  # fmt: skip
+    [
+        ("raise RuntimeError('no driver')", "RuntimeError: no driver"),
+        ("import time; time.sleep(9)", "no answer"),
+    ],
+)
 def test_broken_or_hanging_driver_is_a_finding(monkeypatch, program, error):
     monkeypatch.setattr(doctor, "PROBE", program)
     monkeypatch.setattr(doctor, "PROBE_TIMEOUT_S", 0.5)

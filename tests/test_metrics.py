@@ -81,7 +81,8 @@ def test_killed_process_loses_no_finished_line(tmp_path):
     code = (
         "import io, os, signal, sys; from rich.console import Console\n"
         "from mistral_jax import metrics\n"
-        "w = metrics.MetricsWriter(sys.argv[1], total_steps=9, console=Console(file=io.StringIO()))\n"
+        "console = Console(file=io.StringIO())\n"
+        "w = metrics.MetricsWriter(sys.argv[1], total_steps=9, console=console)\n"
         "[w.log(step, loss=0.5) for step in (1, 2, 3)]\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

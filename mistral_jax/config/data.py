@@ -42,8 +42,9 @@ Packing = Annotated[BestFitPacking | NoPacking, Field(discriminator="kind")]
 class DataConfig(Node):
     """The data of a run.
 
-    `train` and `eval` take a path or a list of weighted sources. Without `eval`, documents are
-    held out of `train` by `eval_fraction`, chosen by a hash of their text.
+    `train` and `eval` take a path or a list of weighted sources. `eval_fraction` of the documents
+    of `train` are held out, chosen by a hash of their text; `eval` names further sources that the
+    run only looks at.
     """
 
     train: str | tuple[Source, ...]

@@ -105,9 +105,7 @@ class CheckpointModel(Node):
 
 Model = Annotated[DecoderConfig | PresetModel | CheckpointModel, Field(discriminator="kind")]
 
-TargetModule = Literal[
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
-]
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_TARGET_MODULES: tuple[TargetModule, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip

@@ -34,9 +34,7 @@ class ConstantSchedule(Node):
     kind: Literal["constant"] = "constant"
 
 
-Schedule = Annotated[
-    CosineSchedule | WsdSchedule | ConstantSchedule, Field(discriminator="kind")
-]
+Schedule = Annotated[CosineSchedule | WsdSchedule | ConstantSchedule, Field(discriminator="kind")]
 
 
 class AdamW(Node):

@@ -6,6 +6,7 @@ not the model. NumPy only.
 
 from collections.abc import Mapping
 from typing import Protocol
+from typing import runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -16,6 +17,7 @@ from mistral_jax.formats import detect
 from mistral_jax.formats import names
 
 
+@runtime_checkable
 class ParamReader(Protocol):
     """Where an export takes its numbers from."""
 
@@ -33,9 +35,7 @@ class ParamReader(Protocol):
 class FileReader:
     """Parameters of a checkpoint file or folder."""
 
-    def __init__(
-        self, weights: detect.WeightsFile, config: model_config.DecoderConfig
-    ) -> None:
+    def __init__(self, weights: detect.WeightsFile, config: model_config.DecoderConfig) -> None:
         self.config = config
         self._weights = weights
         self._entries = {

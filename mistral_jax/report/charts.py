@@ -6,6 +6,7 @@ that the same SVG serves light and dark.
 
 import dataclasses
 import html
+import itertools
 import math
 from collections.abc import Callable
 
@@ -230,7 +231,7 @@ def _hits(
     values = [{x: y for x, y in one.points if finite(y)} for one in series]
     xs = _thin(sorted({x for table in values for x in table}), MAX_HITS)
     places = [frame.x(x) for x in xs]
-    edges = [LEFT, *((a + b) / 2 for a, b in zip(places, places[1:])), WIDTH - RIGHT]
+    edges = [LEFT, *((a + b) / 2 for a, b in itertools.pairwise(places)), WIDTH - RIGHT]
     parts = []
     for x, place, start, stop in zip(xs, places, edges, edges[1:]):
         lines = [f"{x_name} {x:g}"] + [

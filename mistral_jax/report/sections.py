@@ -1,75 +1,22 @@
 """The report's sections as plain values for the template, one function a section.
 
-Reads: metrics.jsonl, manifest.json, config.yaml, plan.json, measured.json, eval.json, resume.json,
+From: metrics.jsonl, manifest.json, config.yaml, plan.json, measured.json, eval.json, resume.json,
 samples/step_*.json, export/parity.json. A section whose file is missing is empty.
 """
 
-import dataclasses
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mistral_jax import metrics
 from mistral_jax.report import charts
+from mistral_jax.report.files import Row
+from mistral_jax.report.files import RunFiles
 
-Row = dict[str, Any]
 MEMORY_PARTS = (
     "frozen_parameters", "trained_parameters", "optimizer_state", "gradients",
     "activations", "layer_work", "loss_chunk", "runtime",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class RunFiles:
-    """What a run directory holds; None or empty where a file is missing."""
-
-    folder: Path
-    metrics: metrics.MetricsLog
-    manifest: Row
-    plan: Row
-    measured: Row
-    held_out: Row
-    resume: Row
-    parity: list[Row]
-    samples: list[Row]
-    config: str
-
-
-def read_files(folder: Path) -> RunFiles:
-    """Read every file that the report knows.
-
-    Raises:
-        ValueError: a file is not the JSON that it should be; the message names it.
-    """
-    log_path = folder / metrics.METRICS_FILE
-    empty = metrics.MetricsLog([], [], [])
-    config = folder / "config.yaml"
-    return RunFiles(
-        folder=folder,
-        metrics=metrics.read_metrics(log_path) if log_path.exists() else empty,
-        manifest=_read(folder / "manifest.json", dict),
-        plan=_read(folder / "plan.json", dict),
-        measured=_read(folder / "measured.json", dict),
-        held_out=_read(folder / "eval.json", dict),
-        resume=_read(folder / "resume.json", dict),
-        parity=_read(folder / "export" / "parity.json", list),
-        samples=[_read(path, dict) for path in sorted((folder / "samples").glob("step_*.json"))],
-        config=config.read_text(encoding="utf-8") if config.exists() else "",
-    )
-
-
-def _read[T: (dict, list)](path: Path, kind: type[T]) -> T:
-    if not path.exists():
-        return kind()
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it or run again") from None
-    if not isinstance(value, kind):
-        raise ValueError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")
-    return value
 
 
 def build(files: RunFiles) -> Row:
@@ -318,7 +265,9 @@ def memory_parts(files: RunFiles) -> list[Row]:
     return _bars(parts, format_bytes)
 
 
-def _bars(parts: list[tuple[str, charts.Number, int]], form: Callable[[charts.Number], str]) -> list[Row]:
+def _bars(
+    parts: list[tuple[str, charts.Number, int]], form: Callable[[charts.Number], str]
+) -> list[Row]:
     largest = max((value for _, value, _ in parts), default=0) or 1
     return [
         {

@@ -1,7 +1,7 @@
 """write_report: a run directory's JSON files in, one report.html out.
 
 Each section stands only where its file does. All texts are escaped by the template; pictures come
-from charts.py. The files' schemas are in sections.py, one function a section.
+from charts.py. sections.py has one function a section.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from mistral_jax.report import files as run_files
 from mistral_jax.report import sections
 
 REPORT_FILE = "report.html"
@@ -36,7 +37,7 @@ def write_report(
     folder = Path(run_directory)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such run directory; give the folder that train printed")
-    files = sections.read_files(folder)
+    found = run_files.read_files(folder)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -44,7 +45,7 @@ def write_report(
         css=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
         notes=list(notes),
         commands=sections.commands(folder) if next_commands is None else list(next_commands),
-        **sections.build(files),
+        **sections.build(found),
     )
     path = folder / REPORT_FILE
     temporary = path.with_suffix(".html.tmp")

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
-from jaxtyping import Int
-from jaxtyping import UInt32
 
 from mistral_jax import rng
 from mistral_jax import sharding
@@ -21,17 +19,19 @@ from mistral_jax.models import definition as definition_lib
 class TrainState:
     """What a step takes and gives back.
 
+    The fields are Any because the same tree also carries shapes (for a restore) and shardings.
+
     Attributes:
-        step: how many steps were done, int32.
+        step: how many steps were done, int32, a scalar.
         params: the trained parameters by path, float32; frozen ones are a separate argument.
         opt_state: the optimizer's state.
-        key_data: the run's root key as plain data, so that it can be saved.
+        key_data: the run's root key as plain data, uint32, so that it can be saved.
     """
 
-    step: Int[Array, ""]
-    params: definition_lib.Params
+    step: Any
+    params: dict[str, Any]
     opt_state: Any
-    key_data: UInt32[Array, "n"]
+    key_data: Any
 
 
 def create(

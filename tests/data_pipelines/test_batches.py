@@ -112,7 +112,7 @@ def test_an_epoch_of_one_source_has_every_target_once(opened):
     wanted = []
     for index in range(len(source_only[0])):
         tokens = source[index].tokens.tolist()
-        wanted += zip(tokens[:-1], tokens[1:])
+        wanted += itertools.pairwise(tokens)
     assert got == sorted(wanted)
 
 

@@ -235,6 +235,15 @@ def test_archives_are_read_to_depth_two(tmp_path):
     assert rejects == {"o.zip!m.tar.gz!in.zip": "too_deep"}
 
 
+def test_gzip_in_gzip_is_read_to_depth_two(tmp_path):
+    twice = gzip.compress(gzip.compress(b"text"))
+    documents, rejects = read(
+        tmp_path, {"a.txt.gz.gz": twice, "b.txt.gz.gz.gz": gzip.compress(twice)}
+    )
+    assert [each.text for each in documents.values()] == ["text"]
+    assert list(rejects.values()) == ["too_deep"]
+
+
 @pytest.mark.parametrize(
     "name", ["../up.txt", "a/../../up.txt", "/abs.txt", "..\\up.txt", "C:\\x.txt", "\\\\host\\x"]
 )

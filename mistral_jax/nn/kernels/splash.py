@@ -62,7 +62,9 @@ def attend(
     if segments is None:
         segments = jnp.ones((batch, num_tokens), jnp.int32)
 
-    def one_row(q_row: Array, k_row: Array, v_row: Array, row_segments: Array) -> Array:
+    def one_row(
+        q_row: Array, k_row: Array, v_row: Array, row_segments: Array
+    ) -> Array | tuple[Array, tuple[Array]]:
         ids = splash_attention.SegmentIds(q=row_segments, kv=row_segments)
         return kernel(q_row * jnp.asarray(scale, q_row.dtype), k_row, v_row, segment_ids=ids)
 

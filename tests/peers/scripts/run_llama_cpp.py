@@ -38,9 +38,9 @@ def top_log_probs(server: xllamacpp.Server, prompt: list[int], count: int) -> li
     }
     answer = server.handle_completions(request)
     answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
-    if "completion_probabilities" not in answer:
+    if "choices" not in answer:
         raise SystemExit(f"llama.cpp answered {answer}")
-    first = answer["completion_probabilities"][0]
+    first = answer["choices"][0]["logprobs"]["content"][0]
     return [[entry["id"], entry["logprob"]] for entry in first["top_logprobs"]]
 
 

@@ -16,9 +16,9 @@ def main() -> None:
         found.append({
             "class": type(tokenizer).__name__,
             "ids": [tokenizer(text)["input_ids"] for text in job["texts"]],
-            "chat": tokenizer.apply_chat_template(job["chat"], tokenize=False)
-            if tokenizer.chat_template
-            else None,
+            "chat": tokenizer.apply_chat_template(
+                job["chat"], add_generation_prompt=True, return_dict=False
+            ),
         })  # fmt: skip
     pathlib.Path(job["out"]).write_text(json.dumps(found), encoding="utf-8")
 

@@ -1,0 +1,113 @@
+"""The sources of a run: prepared folders are opened, raw documents are prepared first.
+
+One call between the config's `data` and the batches; `train` makes it with the run's data folder.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines import prepare
+from data_pipelines import sources
+from mistral_jax.config.data import DataConfig
+from mistral_jax.config.data import Source
+from mistral_jax.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class RunSources:
+    """What a run reads.
+
+    Attributes:
+        train: in the order of the config; their weights are `weights`.
+        held_out: what the held-out loss is measured on: the documents held out of each train
+            source, then the sources of `data.eval`.
+        weights: one per train source.
+    """
+
+    train: list[sources.ArrayRecordSource]
+    held_out: list[sources.ArrayRecordSource]
+    weights: list[float]
+
+
+def open_sources(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    on_progress: Callable[[str], None] | None = None,
+) -> RunSources:
+    """Open, and where needed prepare, everything that `data.train` and `data.eval` name.
+
+    Args:
+        config: the run's `data`.
+        tokenizer: the model's; prepared folders must be of the same one.
+        folder: where raw documents are prepared into, a folder for each source.
+        on_progress: told a line of text now and then.
+
+    Raises:
+        ValueError: another tokenizer, a source without documents, a bad name or path.
+    """
+    train, held_out, weights = [], [], []
+    listed = _listed(config.train, "data.train")
+    further = [] if config.eval is None else _listed(config.eval, "data.eval")
+    for name in {source.name for source in listed} & {source.name for source in further}:
+        raise ValueError(f"data.eval: the name {name!r} is one of data.train's; choose another")
+    for source in listed:
+        fraction = config.eval_fraction
+        place = _place(source, tokenizer, Path(folder) / "train", config, fraction, on_progress)
+        opened = sources.ArrayRecordSource(place, "train", name=source.name)
+        if not len(opened):
+            raise ValueError(f"data.train: source {source.name!r} ({place}) has no documents")
+        train.append(opened)
+        weights.append(source.weight)
+        held_out.append(sources.ArrayRecordSource(place, "eval", name=source.name))
+    for source in further:
+        place = _place(source, tokenizer, Path(folder) / "eval", config, 0.0, on_progress)
+        eval_split = sources.ArrayRecordSource(place, "eval", name=source.name)
+        whole = sources.ArrayRecordSource(place, "train", name=source.name)
+        held_out.append(eval_split if len(eval_split) else whole)
+    return RunSources(train, [each for each in held_out if len(each)], weights)
+
+
+def _listed(given: str | tuple[Source, ...], key: str) -> list[Source]:
+    if isinstance(given, str):
+        return [Source(name=Path(given).expanduser().resolve().name or "data", path=given)]
+    names = [source.name for source in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{key}: expected different names of sources, got {name!r} twice")
+        if not name or name.startswith(".") or "/" in name or "\\" in name:
+            raise ValueError(f"{key}: a source's name becomes a folder's name, got {name!r}")
+    if not names:
+        raise ValueError(f"{key}: expected one source at least, got none")
+    return list(given)
+
+
+def _place(
+    source: Source,
+    tokenizer: Tokenizer,
+    folder: Path,
+    config: DataConfig,
+    eval_fraction: float,
+    on_progress: Callable[[str], None] | None,
+) -> Path:
+    """Return the source's prepared folder, after preparing it if the path is raw."""
+    path = Path(source.path).expanduser()
+    if sources.is_prepared(path):
+        made_by = sources.read_manifest(path)["tokenizer"]
+        if made_by["digest"] != tokenizer.digest:
+            raise ValueError(
+                f"{path}: prepared by the tokenizer {made_by['name']!r}, but the model's is "
+                f"{tokenizer.name!r}; prepare the raw documents with the model's tokenizer"
+            )
+        return path
+    return prepare.prepare(
+        source.path if "://" in source.path else path,
+        folder / source.name,
+        tokenizer=tokenizer,
+        name=source.name,
+        eval_fraction=eval_fraction,
+        max_documents=config.max_documents,
+        on_progress=on_progress,
+    ).folder

@@ -1,0 +1,64 @@
+"""config/run.py: the science hash covers what changes the numbers, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from mistral_jax.config import load
+from mistral_jax.config import run as run_config
+
+DENSE = Path(__file__).parents[2] / "configs" / "tiny" / "dense.yaml"
+
+
+def digest(*overrides):
+    return load.load_run(DENSE, list(overrides)).science_hash()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "optimizer.learning_rate=1e-3", "data.sequence_length=128",
+        "data.global_batch_sequences=16", "model.width=256", "precision.compute=bfloat16",
+        "optimizer.max_steps=201", "data.shuffle=false", "stage.z_loss=1e-4", "data.train=other",
+    ],
+)  # fmt: skip
+def test_science_changes_the_hash(override):
+    assert digest(override) != digest()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output=/elsewhere", "evaluate.every_steps=7", "checkpoint.keep_last=9",
+        "data.prefetch_batches=0", "data.worker_count=3", "evaluate.sample_prompts=[hello]",
+    ],
+)  # fmt: skip
+def test_what_only_looks_on_leaves_the_hash(override):
+    assert digest(override) == digest()
+
+
+def test_run_directory_is_the_name_and_eight_digits():
+    run = load.load_run(DENSE)
+    assert run.run_directory() == f"runs/tiny_dense-{run.science_hash()[:8]}"
+    assert load.load_run(DENSE, ["output=here"]).run_directory() == "here"
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        load.load_run(DENSE).seed = 3
+
+
+def test_unknown_preset_lists_the_known_ones():
+    run = load.load_run(DENSE, ["model={kind: preset, name: mistral_7b}"])
+    with pytest.raises(ValueError, match=r"no preset 'mistral_7b'; known: .*mistral_7b_v0_3"):
+        run_config.decoder_of(run.model)
+
+
+def test_checkpoint_leaves_the_shape_to_the_weights():
+    run = load.load_run(DENSE, ["model={kind: checkpoint, weights: somewhere}"])
+    assert run_config.decoder_of(run.model) is None
+
+
+def test_preset_keeps_the_weights():
+    run = load.load_run(DENSE, ["model={kind: preset, name: smollm2_135m, weights: w.gguf}"])
+    assert run_config.decoder_of(run.model).weights == "w.gguf"

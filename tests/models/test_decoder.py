@@ -1,0 +1,260 @@
+"""The decoder against a float64 NumPy decoder, and the properties that every decoder must have."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mistral_jax import rng
+from mistral_jax import sharding
+from mistral_jax.config import model as model_config
+from mistral_jax.models import decoder as decoder_lib
+from mistral_jax.models import definition as definition_lib
+
+T = 24
+TINY = model_config.DecoderConfig(
+    num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_width=8, vocab_size=61,
+    ffn=model_config.DenseFfn(width=48), rope=model_config.DefaultRope(theta=1e4),
+    max_positions=64, init_std=0.2,
+)  # fmt: skip
+WINDOW = model_config.WindowAttention(window=5)
+VARIANTS = {
+    "plain": TINY,
+    "window": TINY.model_copy(update={"attention": WINDOW}),
+    "qwen": TINY.model_copy(update={"tied_head": True, "qkv_bias": True}),
+}
+
+
+@functools.cache
+def define(name: str) -> definition_lib.Definition:
+    return definition_lib.define(VARIANTS[name])
+
+
+@functools.cache
+def params_of(name: str) -> definition_lib.Params:
+    """Return random parameters; norms and biases too, which start at one and zero."""
+    definition = define(name)
+    params = definition_lib.initialise(
+        definition, rng.seed_key(0), sharding.single_device_mesh()
+    )
+    generator = np.random.default_rng(0)
+    for path, shape in definition.shapes.items():
+        if path.endswith(("scale", "bias")):
+            params[path] = params[path] + jnp.asarray(
+                generator.normal(size=shape.shape) * 0.3, jnp.float32
+            )
+    return params
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(definition, params, tokens, positions=None, segment_ids=None):
+    model = definition.bind(params)
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    hidden, _ = model.hidden(tokens, positions, segment_ids)
+    return model.logits(hidden)
+
+
+def draw_tokens(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 61, shape), jnp.int32)
+
+
+class NumpyDecoder:
+    """The same decoder in float64, token by token, head by head."""
+
+    def __init__(self, config: model_config.DecoderConfig, params: dict) -> None:
+        self.config = config
+        self.params = {path: np.asarray(value, np.float64) for path, value in params.items()}
+
+    def norm(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_epsilon) * scale
+
+    def project(self, x: np.ndarray, path: str, layer: int) -> np.ndarray:
+        y = x @ self.params[f"layers/{path}/kernel"][layer]
+        bias = self.params.get(f"layers/{path}/bias")
+        return y if bias is None else y + bias[layer]
+
+    def rotate(self, x: np.ndarray, position: int) -> np.ndarray:
+        half = len(x) // 2
+        frequency = self.config.rope.theta ** (-np.arange(half) / half)
+        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * frequency)
+        return np.concatenate([turned.real, turned.imag])
+
+    def attend(self, x: np.ndarray, layer: int) -> np.ndarray:
+        c = self.config
+        q, k, v = (self.project(x, f"attention/{name}_proj", layer) for name in "qkv")
+        out = np.zeros((len(x), c.num_heads * c.head_width))
+        for head in range(c.num_heads):
+            own = slice(head * c.head_width, (head + 1) * c.head_width)
+            kv_head = head // (c.num_heads // c.num_kv_heads)
+            shared = slice(kv_head * c.head_width, (kv_head + 1) * c.head_width)
+            keys = [self.rotate(k[s, shared], s) for s in range(len(x))]
+            for t in range(len(x)):
+                first = 0 if c.attention.reach is None else max(0, t - c.attention.reach + 1)
+                query = self.rotate(q[t, own], t)
+                scores = np.array([query @ keys[s] for s in range(first, t + 1)])
+                weights = np.exp(scores / np.sqrt(c.head_width))
+                out[t, own] = weights / weights.sum() @ v[first : t + 1, shared]
+        return self.project(out, "attention/o_proj", layer)
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        x = self.params["embed/embedding"][tokens]
+        for layer in range(self.config.num_layers):
+            normed = self.norm(x, self.params["layers/attention_norm/scale"][layer])
+            x = x + self.attend(normed, layer)
+            normed = self.norm(x, self.params["layers/mlp_norm/scale"][layer])
+            gate = self.project(normed, "mlp/gate_proj", layer)
+            hidden = gate / (1 + np.exp(-gate)) * self.project(normed, "mlp/up_proj", layer)
+            x = x + self.project(hidden, "mlp/down_proj", layer)
+        x = self.norm(x, self.params["final_norm/scale"])
+        head = self.params.get("head/kernel")
+        return x @ (self.params["embed/embedding"].T if head is None else head)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_equal_the_numpy_decoder(name: str) -> None:
+    tokens = draw_tokens(1, T)
+    expected = NumpyDecoder(VARIANTS[name], params_of(name)).logits(np.asarray(tokens)[0])
+    found = logits_of(define(name), params_of(name), tokens)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_changing_a_token_leaves_earlier_logits_bit_equal() -> None:
+    tokens = draw_tokens(2, T)
+    before = np.asarray(logits_of(define("plain"), params_of("plain"), tokens))
+    for changed in (0, 11, T - 1):
+        other = tokens.at[0, changed].set((tokens[0, changed] + 1) % 61)
+        after = np.asarray(logits_of(define("plain"), params_of("plain"), other))
+        np.testing.assert_array_equal(after[0, :changed], before[0, :changed])
+        np.testing.assert_array_equal(after[1], before[1])
+        assert (np.abs(after[0, changed:] - before[0, changed:]).max(axis=-1) > 1e-4).all()
+
+
+def test_window_hides_tokens_that_no_layer_can_reach() -> None:
+    """Two layers of window 5 reach 8 tokens back and not one more."""
+    tokens = draw_tokens(2, T)
+    other = tokens.at[:, 3].set((tokens[:, 3] + 1) % 61)
+    before, after = (
+        np.asarray(logits_of(define("window"), params_of("window"), row)) for row in (tokens, other)
+    )
+    np.testing.assert_array_equal(after[:, 12:], before[:, 12:])
+    assert np.abs(after[:, 11] - before[:, 11]).max() > 1e-5
+
+
+@pytest.mark.parametrize("name", ["plain", "window"])
+def test_packed_documents_equal_separate_runs(name: str) -> None:
+    lengths = (9, 14)
+    documents = [draw_tokens(1, length, seed=length) for length in lengths]
+    packed = jnp.concatenate([*documents, jnp.zeros((1, 1), jnp.int32)], axis=1)
+    positions = jnp.asarray([[*range(9), *range(14), 0]], jnp.int32)
+    segment_ids = jnp.asarray([[1] * 9 + [2] * 14 + [0]], jnp.int32)
+    together = logits_of(define(name), params_of(name), packed, positions, segment_ids)
+    start = 0
+    for document, length in zip(documents, lengths):
+        alone = logits_of(define(name), params_of(name), document)
+        np.testing.assert_allclose(together[:, start : start + length], alone, atol=2e-5)
+        start += length
+
+
+def test_padding_behind_a_document_does_not_matter() -> None:
+    document = draw_tokens(1, 10)
+    segment_ids = jnp.asarray([[1] * 10 + [0] * 14], jnp.int32)
+    positions = jnp.asarray([[*range(10)] + [0] * 14], jnp.int32)
+    rows = [
+        jnp.concatenate([document, draw_tokens(1, 14, seed=seed)], axis=1) for seed in (1, 2)
+    ]
+    first, second = (
+        np.asarray(logits_of(define("plain"), params_of("plain"), row, positions, segment_ids))
+        for row in rows
+    )
+    np.testing.assert_array_equal(first[:, :10], second[:, :10])
+    alone = logits_of(define("plain"), params_of("plain"), document)
+    np.testing.assert_allclose(first[:, :10], alone, atol=2e-5)
+
+
+def with_runtime(definition: definition_lib.Definition, **changes: object):
+    runtime = dataclasses.replace(definition.runtime, **changes)
+    return definition_lib.define(definition.config, runtime=runtime)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(remat: decoder_lib.Remat) -> None:
+    tokens = draw_tokens(2, T)
+
+    def loss_and_gradients(definition: definition_lib.Definition):
+        def loss(params):
+            return jnp.mean(jnp.square(logits_of(definition, params, tokens)))
+
+        return jax.value_and_grad(loss)(params_of("plain"))
+
+    value, gradients = loss_and_gradients(define("plain"))
+    rematted = with_runtime(define("plain"), remat=remat)
+    again, gradients_again = loss_and_gradients(rematted)
+    np.testing.assert_allclose(again, value, rtol=1e-6)
+    assert set(gradients_again) == set(rematted.shapes)
+    for path, gradient in gradients.items():
+        np.testing.assert_allclose(gradients_again[path], gradient, atol=1e-6, err_msg=path)
+
+
+def test_remat_keeps_fewer_residuals() -> None:
+    tokens = jax.ShapeDtypeStruct((2, T), jnp.int32)
+
+    def kept_bytes(remat: decoder_lib.Remat) -> int:
+        definition = with_runtime(define("plain"), remat=remat)
+
+        def pull(params, tokens):
+            return jax.vjp(lambda p: logits_of(definition, p, tokens), params)[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(pull, dict(definition.shapes), tokens))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+    assert kept_bytes("full") < kept_bytes("dots") < kept_bytes("none")
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    def loss(params):
+        return jnp.mean(jnp.square(logits_of(define("qwen"), params, draw_tokens(2, T))))
+
+    gradients = jax.grad(loss)(params_of("qwen"))
+    for path, gradient in gradients.items():
+        per_layer = np.abs(np.asarray(gradient)).reshape(2 if path.startswith("layers/") else 1, -1)
+        # A bias on keys shifts all scores of a query alike but for the rotation: small, not zero.
+        assert (per_layer.max(axis=1) > 1e-8).all(), path
+
+
+def test_program_size_does_not_grow_with_depth() -> None:
+    def num_lines(num_layers: int) -> int:
+        deep = definition_lib.define(TINY.model_copy(update={"num_layers": num_layers}))
+        tokens = jax.ShapeDtypeStruct((2, T), jnp.int32)
+
+        def loss(params, tokens):
+            return jnp.mean(logits_of(deep, params, tokens))
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(dict(deep.shapes), tokens)
+        return str(jaxpr).count("\n")
+
+    assert num_lines(2) == num_lines(24)
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    tokens = draw_tokens(2, T)
+    narrow = with_runtime(define("plain"), compute_dtype=np.dtype(jnp.bfloat16))
+    expected = np.asarray(logits_of(define("plain"), params_of("plain"), tokens))
+    found = np.asarray(logits_of(narrow, params_of("plain"), tokens))
+    assert found.dtype == np.float32
+    error = np.abs(found - expected)
+    assert error.mean() < 2e-2 * expected.std()
+    assert error.max() < 2e-1 * expected.std()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "sdpa"])
+def test_attention_implementations_agree_through_the_model(implementation: str) -> None:
+    tokens = draw_tokens(2, T)
+    other = with_runtime(define("window"), attention=implementation)
+    expected = logits_of(define("window"), params_of("window"), tokens)
+    found = logits_of(other, params_of("window"), tokens)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

