@@ -28,6 +28,10 @@ SPLASH_MULTIPLE = 128
 class PlanError(ValueError):
     """The run does not fit the target; the message names the number and the remedy."""
 
+
+class MemoryTooSmall(PlanError):
+    """The run's numbers are in order, but a device cannot hold it."""
+
     exit_code = 3  # refused by a gate; see cli.py
 
 
@@ -233,7 +237,7 @@ def _choose_passes(
                 break
     if not fitting:
         assert smallest is not None
-        raise PlanError(_too_large(run, target, smallest))
+        raise MemoryTooSmall(_too_large(run, target, smallest))
     # Less remat only where its pass is at least half as long: short passes starve the matmuls.
     longest = max(size for size, _, _ in fitting)
     return next(choice for choice in fitting if 2 * choice[0] >= longest)

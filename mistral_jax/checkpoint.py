@@ -6,6 +6,7 @@ the one before it is taken. Digests need whole arrays on one host; see `digests_
 """
 
 import dataclasses
+import json
 import shutil
 import zlib
 from pathlib import Path
@@ -21,6 +22,8 @@ from mistral_jax.config.evaluate import CheckpointConfig
 # An async save holds a second copy of the state on disk until the old step is deleted.
 DISK_MARGIN = 1.2
 EVAL_LOSS = "eval_loss"
+RECORD = "(record)"  # its name among the digests; no array's path looks so
+UNREADABLE = (ValueError, OSError, KeyError, TypeError)
 
 
 class CheckpointCorrupt(ValueError):
@@ -89,11 +92,14 @@ class Checkpointer:
         Raises:
             OSError: the disk is full; earlier steps stay as they are.
         """
-        metrics = None if eval_loss is None else {"loss": float(eval_loss)}
+        # A loss that is not a number must not be taken for the best one.
+        is_known = eval_loss is not None and np.isfinite(eval_loss)
+        metrics = {"loss": float(eval_loss)} if is_known else None
+        record = {**record, EVAL_LOSS: float(eval_loss) if is_known else None}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            record=ocp.args.JsonSave({**record, EVAL_LOSS: eval_loss}),
-            digests=ocp.args.JsonSave(digests_of(state)),
+            record=ocp.args.JsonSave(record),
+            digests=ocp.args.JsonSave({**digests_of(state), RECORD: record_digest(record)}),
         )
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
@@ -120,7 +126,11 @@ class Checkpointer:
         where = self.folder / str(step)
         try:
             found = self._manager.restore(step, args=items)
-        except (ValueError, OSError, KeyError, TypeError) as error:
+        except Exception as error:
+            # Orbax raises the bare class where TensorStore finds a damaged file; a subclass that
+            # we do not know (out of memory, say) is no reason to distrust the step.
+            if type(error) is not Exception and not isinstance(error, UNREADABLE):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise CheckpointCorrupt(f"{where}: cannot be read: {reason}") from error
         for name, digest in digests_of(found["state"]).items():
@@ -129,6 +139,8 @@ class Checkpointer:
                     f"{where}: array {name} is not what was saved "
                     f"(digest {digest}, expected {found['digests'].get(name)})"
                 )
+        if found["digests"].get(RECORD) != record_digest(found["record"]):
+            raise CheckpointCorrupt(f"{where}: record is not what was saved")
         return Restored(step, found["state"], found["record"])
 
     def read_record(self, step: int) -> dict:
@@ -181,6 +193,12 @@ def digests_of(tree: Any) -> dict[str, str]:
         )
         digests[name] = f"{zlib.crc32(array.view(np.uint8).reshape(-1)):08x}-{array.nbytes}"
     return digests
+
+
+def record_digest(record: dict) -> str:
+    """Return the crc32 of a record in canonical JSON; the data position is in there."""
+    text = json.dumps(record, sort_keys=True)
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def size_bytes(tree: Any) -> int:

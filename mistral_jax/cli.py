@@ -219,21 +219,26 @@ def _chat(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from mistral_jax import convert
 
-    convert.import_checkpoint(options.source, options.destination, dtype=options.dtype)
+    _show(convert.import_checkpoint(options.source, options.destination, dtype=options.dtype))
     return EXIT_DONE
 
 
 def _export(options: argparse.Namespace) -> int:
     from mistral_jax import convert
 
-    exported = convert.export_model(
-        options.source, options.destination, format=options.format, dtype=options.dtype
+    _show(
+        convert.export_model(
+            options.source, options.destination, format=options.format, dtype=options.dtype
+        )
     )
+    return EXIT_DONE
+
+
+def _show(exported) -> None:
     print(
         f"{exported.path}: {exported.size_bytes / 2**20:.1f} MiB; "
         f"largest logit difference after reload {exported.largest_logit_difference:.3g}"
     )
-    return EXIT_DONE
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -5,7 +5,9 @@ the model refuses before anything is written.
 """
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -153,7 +155,7 @@ def reference_logits(
     adapter: model_config.Adapter | None = None,
 ) -> np.ndarray:
     """Return float32 logits over a fixed row of tokens, [T, V]; what parity is measured on."""
-    definition = definition_lib.define(config, adapter=adapter)
+    definition, run = _logits_program(config, adapter)
     params = (
         reader_or_params
         if isinstance(reader_or_params, dict)
@@ -161,14 +163,22 @@ def reference_logits(
     )
     length = min(PARITY_TOKENS, config.max_positions)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length), np.int32)
+    wide = {path: jnp.asarray(value, jnp.float32) for path, value in params.items()}
+    return np.asarray(run(wide, jnp.asarray(tokens)))
+
+
+@functools.lru_cache(maxsize=4)  # an export and its reload are one program, compiled once
+def _logits_program(
+    config: model_config.DecoderConfig, adapter: model_config.Adapter | None
+) -> tuple[definition_lib.Definition, Callable]:
+    definition = definition_lib.define(config, adapter=adapter)
 
     def run(params: definition_lib.Params, tokens: jax.Array) -> jax.Array:
         model = definition.bind(params)
-        hidden, _ = model.hidden(tokens, jnp.arange(length, dtype=jnp.int32)[None])
+        hidden, _ = model.hidden(tokens, jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
         return model.logits(hidden)[0]
 
-    wide = {path: jnp.asarray(value, jnp.float32) for path, value in params.items()}
-    return np.asarray(jax.jit(run)(wide, jnp.asarray(tokens)))
+    return definition, jax.jit(run)
 
 
 def stacked_params(
@@ -213,7 +223,16 @@ def with_parity(exported: Exported, expected: np.ndarray, found: np.ndarray) -> 
 
 def _source(reader: readers.ParamReader, entry: names.Entry, dtype: np.dtype) -> TensorSource:
     def load() -> np.ndarray:
-        return names.to_foreign(reader.read(entry.path, entry.layer), entry).astype(dtype)
+        wide = names.to_foreign(reader.read(entry.path, entry.layer), entry)
+        with np.errstate(over="ignore"):
+            narrow = wide.astype(dtype)
+        # float16 ends at 65,504; bfloat16 reaches as far as float32.
+        if dtype == np.float16 and np.isinf(narrow).any():
+            raise ValueError(
+                f"tensor {entry.foreign_name!r} has values beyond the range of float16; "
+                "export it as bfloat16 or float32"
+            )
+        return narrow
 
     return TensorSource(entry.foreign_name, entry.shape, dtype, load)
 

@@ -8,11 +8,11 @@ import collections
 import itertools
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -63,7 +63,8 @@ def show(
         ValueError: nothing that we know lies there, or it is damaged; the message says what.
     """
     console = console or Console()
-    where = locate.local_path(str(path))
+    is_package = str(path).startswith(f"{locate.PACKAGE_SCHEME}:")
+    where = locate.local_path(str(path)) if is_package else Path(path).expanduser()
     if not where.exists():
         raise ValueError(f"{where}: nothing is there; expected {EXPECTED}")
     if (where / "config.yaml").is_file():
@@ -147,7 +148,7 @@ def _show_run(folder: Path, num_rows: int, tokenizer: str | None, console: Conso
     }
     console.print(_table(folder.name, rows))
     spelling = tokenizer or _tokenizer_of_run(run)
-    for prepared in sorted(folder.glob(f"data/*/{sources.MANIFEST}")):
+    for prepared in sorted(folder.glob(f"data/*/*/{sources.MANIFEST}")):
         _show_prepared(prepared.parent, num_rows, spelling, console)
 
 
@@ -274,8 +275,8 @@ def _show_jsonl(path: Path, num_rows: int, tokenizer: str, console: Console) -> 
 
 def _print_document(
     name: str,
-    tokens: np.ndarray,
-    mask: np.ndarray,
+    tokens: Integer[np.ndarray, " n"],
+    mask: Integer[np.ndarray, " n"],
     tokenizer: tokenizers.Tokenizer | None,
     console: Console,
 ) -> None:
@@ -288,12 +289,14 @@ def _print_document(
 
 
 def mask_text(
-    tokens: Iterable[int], mask: Iterable[int], tokenizer: tokenizers.Tokenizer | None
+    tokens: Integer[np.ndarray, " n"],
+    mask: Integer[np.ndarray, " n"],
+    tokenizer: tokenizers.Tokenizer | None,
 ) -> Text:
     """Return tokens as text, in the colours of their loss mask; ids where there is no tokenizer."""
     text = Text()
-    pairs = zip((int(token) for token in tokens), (bool(m) for m in mask))
-    for is_trained, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+    pairs = zip(tokens.tolist(), mask.tolist(), strict=True)
+    for is_trained, run in itertools.groupby(pairs, key=lambda pair: bool(pair[1])):
         ids = [token for token, _ in run]
         spelled = f"{' '.join(map(str, ids))} " if tokenizer is None else _spell(ids, tokenizer)
         text.append(spelled, style=TRAINED_STYLE if is_trained else OTHER_STYLE)

@@ -129,10 +129,11 @@ class _Job:
             weights.check(self.definition, locate.local_path(run.model.weights))
         self.optimizer = optimizers.make_optimizer(run.optimizer)
         abstract = artifact.abstract_state(self.definition, run, self.mesh)
+        self.state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         checkpoint.check_disk(directory, abstract, run.checkpoint)
-        with _no_empty_folders(directory):
-            folder = datasets.data_folder(directory)
-        self.data = inputs.open_sources(run.data, tokenizer, folder, on_progress=say)
+        folder = datasets.data_folder(directory)
+        with _no_empty_folders(directory, folder):
+            self.data = inputs.open_sources(run.data, tokenizer, folder, on_progress=say)
         self.checkpointer = checkpoint.Checkpointer(
             directory / artifact.CHECKPOINTS, run.checkpoint
         )
@@ -166,7 +167,11 @@ class _Job:
             run=run,
             mesh=self.mesh,
             train_step=step_lib.make_train_step(
-                self.definition, run.stage, self.optimizer, schedule
+                self.definition,
+                run.stage,
+                self.optimizer,
+                schedule,
+                state_shardings=self.state_shardings,
             ),
             eval_step=step_lib.make_eval_step(self.definition),
             frozen=self.frozen,
@@ -290,13 +295,15 @@ def write_comparison(directory: Path) -> None:
     files = sorted((directory / "evals").glob("step_*.json"))
     if len(files) < 2:
         return
-    first, last = (json.loads(path.read_text(encoding="utf-8")) for path in (files[0], files[-1]))
+    *earlier, last = (json.loads(path.read_text(encoding="utf-8")) for path in files)
     sources = {}
-    for name in first:
-        before, after = (
-            held_out.RowLosses(np.asarray(side[name]["sums"]), np.asarray(side[name]["weights"]))
-            for side in (first, last)
-        )
+    for name, content in last.items():
+        after = _row_losses(content)
+        # A run that went on with another evaluate.max_rows has rows that are not paired.
+        candidates = (_row_losses(side[name]) for side in earlier if name in side)
+        before = next((rows for rows in candidates if len(rows.sums) == len(after.sums)), None)
+        if before is None:
+            continue
         difference, low, high = held_out.paired_interval(before, after)
         sources[name] = {
             "rows": len(before.sums),
@@ -307,6 +314,10 @@ def write_comparison(directory: Path) -> None:
             "interval_high": high,
         }
     _write_json(directory / "eval.json", {"sources": sources})
+
+
+def _row_losses(content: dict[str, Any]) -> held_out.RowLosses:
+    return held_out.RowLosses(np.asarray(content["sums"]), np.asarray(content["weights"]))
 
 
 def peak_memory_bytes() -> int:
@@ -331,14 +342,13 @@ def _directory(run: run_config.RunConfig, *, fresh: bool) -> Path:
 
 
 @contextlib.contextmanager
-def _no_empty_folders(directory: Path) -> Iterator[None]:
+def _no_empty_folders(directory: Path, data: Path) -> Iterator[None]:
     """Make a run directory; where the work in it is refused, take away what stayed empty."""
     missing = [p for p in (directory, *directory.parents) if not p.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except ValueError:
-        data = directory / datasets.DATA_FOLDER
         for folder in (*data.glob("*"), data, *missing):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()

@@ -1,7 +1,7 @@
 """THE table: logical axes to mesh axes. Only this file knows the mesh.
 
 Modules name axes ("embed", "heads"); a plan names mesh sizes; this file joins the two. A
-dimension that its mesh axis does not divide is replicated, and `replicated_axes` says which.
+dimension that its mesh axis does not divide is replicated.
 """
 
 from collections.abc import Iterable
@@ -124,7 +124,7 @@ def micro_batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, RULES["batch"], RULES["sequence"]))
 
 
-def data_parallel_size(mesh: Mesh) -> int:
+def data_parallel_size(mesh: Mesh | AbstractMesh) -> int:
     """Return over how many shards a batch's rows are spread."""
     return _axis_size(mesh, RULES["batch"])
 

@@ -21,6 +21,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import processors
 
+from mistral_jax.formats import locate
 from mistral_jax.formats import mistral_vocabulary
 from mistral_jax.formats import vocabulary
 from mistral_jax.formats.fields import read_json_object
@@ -412,7 +413,8 @@ def load_tokenizer(uri_or_path: str | Path) -> Tokenizer:
             )
         data = Path(str(resources.files("mistral_common") / "data"))
         return MistralCommonTokenizer(data / MISTRAL_COMMON_FILES[version], name=text)
-    path = Path(text)
+    is_package = text.startswith(f"{locate.PACKAGE_SCHEME}:")
+    path = locate.local_path(text) if is_package else Path(text).expanduser()
     return _load_folder(path) if path.is_dir() else _load_file(path)
 
 

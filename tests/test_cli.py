@@ -361,11 +361,11 @@ def test_bad_files_among_good_ones_are_kept_out_counted_and_listed(call, here: P
     manifest = json.loads((here / "out" / "manifest.json").read_text())
     listed = {reject["id"]: reject for reject in manifest["rejects"]["first"]}
     expected = {
-        "cut.pdf", "latin.txt", "chats.jsonl#2", "chats.jsonl#3", "members.zip!../escaped.txt",
+        "cut.pdf", "latin.txt#1", "chats.jsonl#2", "chats.jsonl#3", "members.zip!../escaped.txt",
         "members.zip!/absolute.txt", "links.tar.gz!soft.txt", "links.tar.gz!hard.txt",
     }  # fmt: skip
     assert set(listed) == expected, sorted(listed)
-    assert listed["latin.txt"]["kind"] == "not_utf8"
+    assert listed["latin.txt#1"]["kind"] == "not_utf8"
     assert listed["chats.jsonl#2"]["kind"] == "empty_chat"
     assert all(reject["reason"] for reject in listed.values())
     assert manifest["counts"]["rejected"] == len(expected)
@@ -382,7 +382,7 @@ def test_shards_of_another_tokenizer_are_refused(
 ) -> None:
     assert call("prepare", "docs", "out", "--tokenizer", "mistral-common:v1").code == 0
     sentence = refused(*train("data.train=out"))
-    assert "prepared with tokenizer 'mistral-common:v1'" in sentence
+    assert "prepared by the tokenizer 'mistral-common:v1'" in sentence
     assert "the model's is 'bytes'" in sentence
 
 

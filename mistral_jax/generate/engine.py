@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Array
 from jaxtyping import Float
 from jaxtyping import Int
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Key
 
 from mistral_jax import protocols
 from mistral_jax import rng
 from mistral_jax import tokenizers
+from mistral_jax.config import model as model_config
 from mistral_jax.generate import sampler
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
@@ -73,17 +74,14 @@ def generate_tokens(
             same completion in any batch.
 
     Raises:
-        ValueError: a prompt is empty, or prompt and completion exceed the model's positions.
+        ValueError: a prompt is empty or has an unknown token, prompt and completion exceed the
+            model's positions, or there is not one seed for each prompt.
     """
-    if not prompts or not all(prompts):
-        raise ValueError("every prompt needs at least one token")
+    if seeds is not None and len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one for each")
+    _check_prompts(definition.config, prompts, max_tokens)
     longest = max(len(prompt) for prompt in prompts)
     limit = definition.config.max_positions
-    if longest + max_tokens > limit:
-        raise ValueError(
-            f"prompt of {longest} tokens plus {max_tokens} new ones exceeds the model's "
-            f"{limit} positions; shorten one of them"
-        )
     padded = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit)
     tokens = np.zeros((len(prompts), padded), np.int32)
     positions = np.full((len(prompts), padded), -1, np.int32)
@@ -103,6 +101,29 @@ def generate_tokens(
     )
 
 
+def _check_prompts(
+    config: model_config.DecoderConfig, prompts: list[list[int]], max_tokens: int
+) -> None:
+    if not prompts or not all(prompts):
+        raise ValueError("every prompt needs at least one token")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be >= 1, got {max_tokens}")
+    longest = max(len(prompt) for prompt in prompts)
+    if longest + max_tokens > config.max_positions:
+        raise ValueError(
+            f"prompt of {longest} tokens plus {max_tokens} new ones exceeds the model's "
+            f"{config.max_positions} positions; shorten one of them"
+        )
+    for row, prompt in enumerate(prompts):
+        # Their embedding is NaN, and the argmax of NaN is a token like any other.
+        unknown = [token for token in prompt if not 0 <= token < config.vocab_size]
+        if unknown:
+            raise ValueError(
+                f"prompt {row} has token {unknown[0]}, but the model's vocabulary has "
+                f"{config.vocab_size} tokens; use the model's own tokenizer"
+            )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _generate(
     definition: definition_lib.Definition,
@@ -112,7 +133,7 @@ def _generate(
     params: definition_lib.Params,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    row_keys: PRNGKeyArray,
+    row_keys: Key[Array, " B"],
 ) -> tuple[Int[Array, "B n"], Float[Array, "B n"], Int[Array, " B"]]:
     model = definition.bind(params)
     batch = tokens.shape[0]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from jaxtyping import Float
 from jaxtyping import Int
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Key
 
 from mistral_jax import rng
 
@@ -42,7 +42,7 @@ class Sampling:
 
 def choose(
     logits: Float[Array, "B V"],
-    row_keys: PRNGKeyArray,
+    row_keys: Key[Array, " B"],
     count: Int[Array, ""],
     sampling: Sampling,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from typing import runtime_checkable
 
 import numpy as np
+from jaxtyping import Array
 from jaxtyping import Shaped
 
 from mistral_jax.adapters import lora
@@ -33,14 +34,16 @@ class ParamReader(Protocol):
 
 
 class FileReader:
-    """Parameters of a checkpoint file or folder."""
+    """Parameters of a checkpoint file or folder.
+
+    Raises:
+        ValueError: a tensor is missing or has another shape than the config says; it is named.
+    """
 
     def __init__(self, weights: detect.WeightsFile, config: model_config.DecoderConfig) -> None:
         self.config = config
         self._weights = weights
-        self._entries = {
-            (entry.path, entry.layer): entry for entry in names.entries(config, weights.kind)
-        }
+        self._entries = {(entry.path, entry.layer): entry for entry in weights.entries()}
 
     def read(self, path: str, layer: int | None) -> Shaped[np.ndarray, "..."]:
         """Return one parameter; see ParamReader."""
@@ -58,7 +61,7 @@ class FileReader:
 class TreeReader:
     """Parameters that are in memory, on devices or not."""
 
-    def __init__(self, params: Mapping[str, Shaped[np.ndarray, "..."]],
+    def __init__(self, params: Mapping[str, Shaped[Array | np.ndarray, "..."]],
                  config: model_config.DecoderConfig) -> None:  # fmt: skip
         self.config = config
         self._params = params

@@ -111,7 +111,8 @@ class GroupedQueryAttention(nnx.Module):
         v = heads(self.v_proj(x, dropout_key=keys[2]))
         tables = rope.rotary_tables(spec.query_positions, shape.rope, shape.head_width)
         q = sharding.constrain(rope.rotate(q, tables), ("batch", "sequence", "heads", None))
-        k, v = rope.rotate(k, tables), v
+        k = sharding.constrain(rope.rotate(k, tables), ("batch", "sequence", "kv_heads", None))
+        v = sharding.constrain(v, ("batch", "sequence", "kv_heads", None))
         implementation = self.implementation
         if cache is not None:
             cache = cache.write(k, v, spec.query_positions)

@@ -16,15 +16,15 @@ from jaxtyping import Int
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer.
+    """Keys and values of one layer; of all layers, stacked, outside the scan.
 
     Attributes:
         keys: [B, S, K, Q], rotated already.
         values: [B, S, K, Q].
     """
 
-    keys: Float[Array, "B S K Q"]
-    values: Float[Array, "B S K Q"]
+    keys: Float[Array, "*L B S K Q"]
+    values: Float[Array, "*L B S K Q"]
 
     def write(
         self,

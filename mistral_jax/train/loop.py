@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Protocol
+from typing import runtime_checkable
 
 import jax
 import numpy as np
@@ -27,11 +28,12 @@ from mistral_jax.train import state as state_lib
 
 
 class LossNotFinite(ValueError):
-    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+    """Loss or gradient became NaN or infinite; the message names step and last good checkpoint."""
 
     exit_code = 1
 
 
+@runtime_checkable
 class BatchStream(Protocol):
     """Global batches in order, with a position that can be saved."""
 
@@ -97,27 +99,46 @@ class Outcome:
     seconds_per_step: float | None
 
 
-def fit(parts: Parts, state: state_lib.TrainState, *, start_step: int) -> Outcome:
+def fit(
+    parts: Parts,
+    state: state_lib.TrainState,
+    *,
+    start_step: int,
+    eval_history: Sequence[float] = (),
+) -> Outcome:
     """Train from `start_step` to the end of the run, or until a signal or the stop rule.
+
+    Args:
+        parts: what runs.
+        state: the state after `start_step` steps.
+        start_step: 0, or the restored step.
+        eval_history: held-out losses before `start_step`, from the restored record, so that the
+            stop rule sees what an uninterrupted run would see.
 
     Raises:
         LossNotFinite: with the step and where to go on from.
     """
     with jax.set_mesh(parts.mesh), signals.StopRequest() as stop:
-        return _Fit(parts, state, start_step).run(stop)
+        return _Fit(parts, state, start_step, list(eval_history)).run(stop)
 
 
 class _Fit:
     """The loop's variables, so that its parts can be short."""
 
-    def __init__(self, parts: Parts, state: state_lib.TrainState, start_step: int) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        state: state_lib.TrainState,
+        start_step: int,
+        eval_history: list[float],
+    ) -> None:
         self.parts = parts
         self.state = state
         self.step = start_step
         self.pending: tuple[int, dict] | None = None
         self.clock = time.monotonic()
         self.durations: list[float] = []
-        self.eval_history: list[float] = []
+        self.eval_history = eval_history
         self.last_eval: tuple[int, float] | None = None
         self.saved_step = start_step
 
@@ -163,10 +184,13 @@ class _Fit:
         now = time.monotonic()
         seconds, self.clock = now - self.clock, now
         self.durations.append(seconds)
-        if not np.isfinite(values["loss"]):
+        # The gradient too: a finite loss with a NaN gradient has spoiled the parameters already.
+        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+            saved = f"step {self.saved_step}" if self.saved_step else "none yet"
             raise LossNotFinite(
-                f"step {step}: the loss is {values['loss']}; the last checkpoint is step "
-                f"{self.saved_step}; lower optimizer.learning_rate or look at the batch"
+                f"step {step}: the loss is {values['loss']}, the gradient norm "
+                f"{values['grad_norm']}; the last checkpoint is {saved}; "
+                "lower optimizer.learning_rate or look at the batch"
             )
         data = self.parts.run.data
         tokens = data.global_batch_sequences * data.sequence_length
@@ -200,7 +224,8 @@ class _Fit:
         if rule is None or len(self.eval_history) <= rule.patience:
             return False
         best_before = min(self.eval_history[: -rule.patience])
-        return min(self.eval_history[-rule.patience :]) > best_before - rule.min_delta
+        # >=: a loss that stands still has not fallen, with a min_delta of 0 too.
+        return min(self.eval_history[-rule.patience :]) >= best_before - rule.min_delta
 
     def _save(self) -> None:
         self._flush()

@@ -19,18 +19,19 @@ def learning_rate(config: optimizer_config.Optimizer) -> optax.Schedule:
     is never wasted on a rate of zero.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
-    decay_steps = max(config.max_steps - warmup, 1)
 
     def decayed(step: Int[Array, ""]) -> Float[Array, ""]:
-        progress = jnp.clip((step - warmup) / decay_steps, 0.0, 1.0)
         match config.schedule.kind:
             case "cosine":
                 final = config.schedule.final_fraction
+                progress = jnp.clip((step - warmup) / max(config.max_steps - warmup, 1), 0.0, 1.0)
                 return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
             case "wsd":
-                final, fraction = config.schedule.final_fraction, config.schedule.decay_fraction
-                into_decay = jnp.clip((progress - (1 - fraction)) / max(fraction, 1e-9), 0.0, 1.0)
-                return 1 - (1 - final) * into_decay
+                final = config.schedule.final_fraction
+                decay_steps = config.schedule.decay_fraction * config.max_steps
+                steps_left = config.max_steps - step
+                progress = jnp.clip(1 - steps_left / max(decay_steps, 1e-9), 0.0, 1.0)
+                return 1 - (1 - final) * progress
             case "constant":
                 return jnp.float32(1.0)
 

@@ -29,7 +29,7 @@ class TrainState:
     """
 
     step: Any
-    params: dict[str, Any]
+    params: Any
     opt_state: Any
     key_data: Any
 

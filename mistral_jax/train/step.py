@@ -28,11 +28,14 @@ def make_train_step(
     stage: stage_config.Stage,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    *,
+    state_shardings: state_lib.TrainState | None = None,
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
     """Return the jitted step `(state, frozen, batch) -> (state, metrics)`.
 
     The batch's arrays are [A, B, T]: A micro batches of B rows, whose gradients add up. The state
     is donated. Metrics: loss (nats per weighted token), grad_norm, learning_rate, loss_tokens.
+    With `state_shardings` the new state lies as the old one did, and not as XLA sees fit.
     """
     trained = set(definition.trainable_paths())
     is_head_trained = HEAD_PATHS[definition.config.tied_head] in trained
@@ -69,7 +72,8 @@ def make_train_step(
         state = state_lib.TrainState(state.step + 1, params, opt_state, state.key_data)
         return state, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    out_shardings = None if state_shardings is None else (state_shardings, None)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
 
 
 def _accumulate(

@@ -37,9 +37,7 @@ def define(name: str) -> definition_lib.Definition:
 def params_of(name: str) -> definition_lib.Params:
     """Return random parameters; norms and biases too, which start at one and zero."""
     definition = define(name)
-    params = definition_lib.initialise(
-        definition, rng.seed_key(0), sharding.single_device_mesh()
-    )
+    params = definition_lib.initialise(definition, rng.seed_key(0), sharding.single_device_mesh())
     generator = np.random.default_rng(0)
     for path, shape in definition.shapes.items():
         if path.endswith(("scale", "bias")):
@@ -164,9 +162,7 @@ def test_padding_behind_a_document_does_not_matter() -> None:
     document = draw_tokens(1, 10)
     segment_ids = jnp.asarray([[1] * 10 + [0] * 14], jnp.int32)
     positions = jnp.asarray([[*range(10)] + [0] * 14], jnp.int32)
-    rows = [
-        jnp.concatenate([document, draw_tokens(1, 14, seed=seed)], axis=1) for seed in (1, 2)
-    ]
+    rows = [jnp.concatenate([document, draw_tokens(1, 14, seed=seed)], axis=1) for seed in (1, 2)]
     first, second = (
         np.asarray(logits_of(define("plain"), params_of("plain"), row, positions, segment_ids))
         for row in rows
@@ -227,7 +223,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 def test_program_size_does_not_grow_with_depth() -> None:
-    def num_lines(num_layers: int) -> int:
+    def num_equations(num_layers: int) -> int:
         deep = definition_lib.define(TINY.model_copy(update={"num_layers": num_layers}))
         tokens = jax.ShapeDtypeStruct((2, T), jnp.int32)
 
@@ -235,9 +231,9 @@ def test_program_size_does_not_grow_with_depth() -> None:
             return jnp.mean(logits_of(deep, params, tokens))
 
         jaxpr = jax.make_jaxpr(jax.grad(loss))(dict(deep.shapes), tokens)
-        return str(jaxpr).count("\n")
+        return str(jaxpr).count(" = ")
 
-    assert num_lines(2) == num_lines(24)
+    assert 100 < num_equations(2) == num_equations(24)
 
 
 def test_bfloat16_stays_close_to_float32() -> None:

@@ -46,9 +46,7 @@ def test_scores_depend_on_the_distance_alone(start: int, distance: int) -> None:
     q, k = np.random.default_rng(2).normal(size=(2, 1, 1, 1, 16))
 
     def score(query: int, key: int) -> float:
-        return float(
-            np.sum(rotated(q, np.array([[query]])) * rotated(k, np.array([[key]])))
-        )
+        return float(np.sum(rotated(q, np.array([[query]])) * rotated(k, np.array([[key]]))))
 
     # float32 angles at position 3000 are exact to 2e-4 radians.
     assert abs(score(start + distance, start) - score(distance, 0)) < 5e-3

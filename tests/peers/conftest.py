@@ -16,7 +16,6 @@ from mistral_jax import tokenizers
 from mistral_jax.config import optimizer as optimizer_config
 from mistral_jax.formats import locate
 from mistral_jax.models import definition as definition_lib
-from mistral_jax.models import weights
 from tests.peers import ours
 
 SEED_VARIABLE = "MISTRAL_JAX_PEERS_SEED"

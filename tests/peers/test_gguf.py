@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,13 +13,14 @@ from mistral_jax import export
 from mistral_jax import rng
 from mistral_jax import tokenizers
 from mistral_jax.config import model as model_config
+from mistral_jax.formats import gguf_file
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
 from tests.peers import ours
 
 # llama.cpp rounds activations to the weights' type: halves for F16, bytes in blocks of 32 for
-# Q8_0. Measured: see the message of each failure; F32 6e-6, F16 1e-3, Q8_0 3e-2.
-TOLERANCES = {"float32": 5e-3, "float16": 5e-3, "q8_0": 5e-2}
+# Q8_0, which shifted the random model's log-probabilities by 0.07.
+TOLERANCES = {"float32": 5e-3, "float16": 5e-3, "q8_0": 1e-1}
 TEXTS = (
     "The capital of France is",
     "  two spaces,\ttab\nand a new line\n\n",
@@ -93,7 +95,8 @@ CASES = [
     ("mistral-common:v3", "float16", {}),
     ("mistral-common:v3", "q8_0", {}),
     ("mistral-common:v3", "float16", {"tied_head": True, "num_kv_heads": 1}),
-    ("smollm2", "float16", {"qkv_bias": True}),
+    # llama.cpp's qwen2 takes no other head width than width / heads.
+    ("smollm2", "float16", {"qkv_bias": True, "head_width": 24}),
 ]
 
 
@@ -120,3 +123,80 @@ def test_llama_cpp_gives_our_log_probabilities(
     for prompt, top in zip(prompts, answers["top"], strict=True):
         check_top(log_probs_after(stored, stored_params, prompt), top, TOLERANCES[dtype])
     assert answers["ids"] == [tokenizer.encode(text) for text in TEXTS]
+
+
+def test_llama_cpp_ignores_a_window_in_llama_files(tmp_path: Path) -> None:
+    """Up to the window nothing differs; past it llama.cpp goes on with full attention.
+
+    The file names its window; the day that llama.cpp honours it, this test says so.
+    """
+    tokenizer = tokenizers.load_tokenizer("mistral-common:v3")
+    window = {"kind": "window", "window": 16}
+    definition, params = drawn(tiny(tokenizer.vocab_size, attention=window))
+    arrays = {path: np.asarray(value) for path, value in params.items()}
+    written = export.write_model(
+        readers.TreeReader(arrays, definition.config),
+        tmp_path / "windowed.gguf",
+        format="gguf",
+        dtype="float32",
+        tokenizer=tokenizer,
+        name="windowed",
+    )
+    assert gguf_file.GgufFile(written.path).metadata["llama.attention.sliding_window"] == 16
+    short, long = prompts_of(tokenizer.vocab_size)
+    top_short, top_long = run_llama_cpp(Path(written.path), [short, long], tmp_path)["top"]
+    check_top(log_probs_after(definition, params, short), top_short, 5e-3)
+    full, _ = drawn(tiny(tokenizer.vocab_size))
+    check_top(log_probs_after(full, params, long), top_long, 5e-3)
+    with pytest.raises(AssertionError):
+        check_top(log_probs_after(definition, params, long), top_long, 5e-3)
+
+
+REAL_TEXT = "The capital of France is"
+# Measured: 2e-4, 4e-3 and 0.21; the rounding of activations adds up over 30 layers.
+REAL_TOLERANCES = {"float32": 1e-3, "float16": 5e-3, "q8_0": 0.25}
+
+
+@pytest.mark.parametrize("dtype", REAL_TOLERANCES)
+def test_llama_cpp_gives_our_log_probabilities_of_smollm2(
+    dtype: str,
+    smollm2: tuple[definition_lib.Definition, definition_lib.Params, tokenizers.Tokenizer],
+    tmp_path: Path,
+) -> None:
+    definition, params, tokenizer = smollm2
+    arrays = {path: np.asarray(value) for path, value in params.items()}
+    written = export.write_model(
+        readers.TreeReader(arrays, definition.config),
+        tmp_path / "smollm2.gguf",
+        format="gguf",
+        dtype=dtype,
+        tokenizer=tokenizer,
+        name="smollm2",
+    )
+    prompt = tokenizer.encode(REAL_TEXT)
+    answers = run_llama_cpp(Path(written.path), [prompt], tmp_path)
+    expected = log_probs_after(*ours.load(Path(written.path)), prompt)
+    Path(written.path).unlink()  # up to half a gigabyte
+    assert tokenizer.decode([int(np.argmax(expected))]) == " Paris"
+    check_top(expected, answers["top"][0], REAL_TOLERANCES[dtype])
+    assert answers["ids"] == [tokenizer.encode(text) for text in TEXTS]
+
+
+def test_the_comparison_sees_rows_of_q_in_the_wrong_order(tmp_path: Path) -> None:
+    tokenizer = tokenizers.load_tokenizer("mistral-common:v3")
+    definition, params = drawn(tiny(tokenizer.vocab_size))
+    arrays = {path: np.asarray(value) for path, value in params.items()}
+    written = export.write_model(
+        readers.TreeReader(arrays, definition.config),
+        tmp_path / "tiny.gguf",
+        format="gguf",
+        dtype="q8_0",
+        tokenizer=tokenizer,
+        name="tiny",
+    )
+    prompt = prompts_of(tokenizer.vocab_size)[0]
+    top = run_llama_cpp(Path(written.path), [prompt], tmp_path)["top"][0]
+    name = "layers/attention/q_proj/kernel"
+    params[name] = jnp.roll(params[name], 1, axis=-1)
+    with pytest.raises(AssertionError):
+        check_top(log_probs_after(definition, params, prompt), top, TOLERANCES["q8_0"])

@@ -23,6 +23,15 @@ from mistral_jax.models import readers
 from tests.peers import ours
 
 WITHIN = 0.005
+# At the config's own rate of 2e-3 training is chaotic: two runs of ours whose starts differ by 1e-7
+# are 4 per cent apart after 100 steps. At this rate they stay within 1e-6, and so rounding cannot
+# hide or feign a difference.
+GENTLE = (
+    "optimizer.learning_rate=5e-4",
+    "optimizer.warmup_steps=40",
+    "data.sequence_length=128",
+    "data.global_batch_sequences=4",
+)
 TINY_CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "dense.yaml"
 SOURCES = (argparse, inspect, json, textwrap)
 
@@ -70,7 +79,7 @@ def compare_curves(seen: list[dict[str, float]], theirs: np.ndarray, *, fall: fl
 
 
 def test_pretraining_the_tiny_decoder_follows_torch_for_200_steps(tmp_path: Path) -> None:
-    run = load.load_run(TINY_CONFIG, [])
+    run = load.load_run(TINY_CONFIG, GENTLE)
     assert isinstance(run.model, model_config.DecoderConfig)
     assert run.optimizer.max_steps == 200
     definition = definition_lib.define(run.model)

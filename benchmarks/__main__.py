@@ -1,0 +1,45 @@
+"""Run every CPU row and write results/: `python -m benchmarks [ROW ...]`.
+
+Each row is a process of its own. A row that fails its check writes nothing and fails the whole.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROWS = {
+    "cross_entropy": ("cross_entropy.py",),
+    "compile_time": ("compile_time.py",),
+    "loader": ("loader.py",),
+    "loop_overhead": ("loop_overhead.py",),
+    "lora_step_1x256_float32": ("lora_step.py", "--shape", "1x256", "--dtype", "float32"),
+    "lora_step_2x512_float32": ("lora_step.py", "--shape", "2x512", "--dtype", "float32"),
+    "lora_step_1x256_bfloat16": ("lora_step.py", "--shape", "1x256", "--dtype", "bfloat16"),
+    "lora_step_2x512_bfloat16": ("lora_step.py", "--shape", "2x512", "--dtype", "bfloat16"),
+    "dense_step": ("dense_step.py",),
+}
+FOLDER = Path(__file__).resolve().parent
+
+
+def main(names: list[str]) -> int:
+    """Run the named rows, or all, one after the other."""
+    failed = []
+    for name in names or ROWS:
+        script, *arguments = ROWS[name]
+        command = [sys.executable, "-m", f"benchmarks.{Path(script).stem}", *arguments]
+        done = subprocess.run(command, cwd=FOLDER.parent, stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            failed.append(name)
+            continue
+        line = json.loads(done.stdout.decode().splitlines()[-1])
+        text = json.dumps(line, indent=2) + "\n"
+        (FOLDER / "results" / f"{name}.json").write_text(text, encoding="utf-8")
+        print(f"{name}: {line['value']} {line['unit']}, ratio {line['ratio']}", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

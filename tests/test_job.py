@@ -1,0 +1,166 @@
+"""Whole runs in their directory: what is written, found again, refused and started beside."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_pipelines import batches
+from mistral_jax import checkpoint
+from mistral_jax import job
+from mistral_jax import metrics
+from mistral_jax.config import load
+
+CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "dense.yaml"
+NUM_STEPS = 4
+TINY = [
+    "model.num_layers=1", "model.width=32", "model.head_width=8", "model.ffn.width=64",
+    "data.sequence_length=32", "data.global_batch_sequences=2", "data.eval_fraction=0.3",
+    f"optimizer.max_steps={NUM_STEPS}", "optimizer.warmup_steps=1", "evaluate.every_steps=2",
+    "evaluate.max_rows=4", "checkpoint.every_steps=2", "checkpoint.keep_last=3",
+]  # fmt: skip
+
+
+def train(folder: Path, *overrides: str, fresh: bool = False) -> tuple[job.Result, list[str]]:
+    """Train by the Python API; return the result and what was said."""
+    said: list[str] = []
+    run = load.load_run(CONFIG, [*TINY, f"data.train={folder}/docs", *overrides])
+    return job.train(run, fresh=fresh, say=said.append), said
+
+
+def hex_losses(directory: Path) -> dict[int, str]:
+    """Return every step's loss, in hex."""
+    log = metrics.read_metrics(directory / metrics.METRICS_FILE)
+    found = {line["step"]: line["loss_hex"] for line in log.steps}
+    assert len(found) == len(log.steps), "a step stands in the log twice"
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with documents and one run that was never stopped, at `run`."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "docs").mkdir()
+    for number in range(8):
+        text = f"Document {number} tells of rivers, lakes and {number * 37} boats. " * 6
+        (folder / "docs" / f"{number}.txt").write_text(text)
+    result, _ = train(folder, f"output={folder}/run")
+    assert (result.reason, result.step) == ("done", NUM_STEPS)
+    return folder
+
+
+@pytest.fixture
+def stopped(whole: Path, tmp_path: Path) -> Path:
+    """Return a copy of the run as a kill after step 3 leaves it: step 2 is the last checkpoint."""
+    run = Path(shutil.copytree(whole / "run", tmp_path / "run"))
+    shutil.rmtree(run / "checkpoints" / str(NUM_STEPS))
+    (run / "measured.json").unlink()
+    lines = (run / metrics.METRICS_FILE).read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] <= 3]
+    (run / metrics.METRICS_FILE).write_text("\n".join(kept) + "\n" + '{"step": 4, "lo')
+    return run
+
+
+def test_run_directory_holds_everything(whole: Path) -> None:
+    run = whole / "run"
+    for name in ("config.yaml", "manifest.json", "metrics.jsonl", "plan.json", "report.html"):
+        assert (run / name).stat().st_size > 0, name
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["seed"] == 0
+    assert manifest["config"]["optimizer"]["max_steps"] == NUM_STEPS
+    assert {source["role"] for source in manifest["data"]} == {"train", "eval"}
+    assert manifest["trainable_parameters"] == manifest["parameters"]
+    assert sorted(hex_losses(run)) == [1, 2, 3, 4]
+    again = load.load_run(run / "config.yaml")
+    assert again.science_hash() == manifest["config_hash"]
+
+
+def test_stopped_run_goes_on_with_the_same_bits(whole: Path, stopped: Path) -> None:
+    result, said = train(whole, f"output={stopped}")
+    assert (result.reason, result.step) == ("done", NUM_STEPS)
+    assert f"going on at step 2 of {NUM_STEPS}" in said
+    assert hex_losses(stopped) == hex_losses(whole / "run")
+
+
+def test_finished_run_says_so_and_changes_nothing(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (whole / "run").rglob("*")}
+    result, said = train(whole, f"output={whole}/run")
+    assert (result.reason, result.step, said) == ("finished_before", NUM_STEPS, [])
+    assert result.report == whole / "run" / "report.html"
+    assert {path: path.stat().st_mtime_ns for path in (whole / "run").rglob("*")} == before
+
+
+def test_fresh_starts_beside_with_the_same_numbers(whole: Path) -> None:
+    result, _ = train(whole, f"output={whole}/run", fresh=True)
+    assert result.reason == "done"
+    assert result.directory == whole / "run-2"
+    assert hex_losses(result.directory) == hex_losses(whole / "run")
+    shutil.rmtree(result.directory)
+
+
+@pytest.mark.parametrize("has_finished", [True, False])
+def test_another_seed_or_learning_rate_is_refused_by_name(
+    whole: Path, stopped: Path, has_finished: bool
+) -> None:
+    output = whole / "run" if has_finished else stopped
+    changed = ["seed=1", "optimizer.learning_rate=1e-4"]
+    with pytest.raises(job.ResumeRefused) as caught:
+        train(whole, f"output={output}", *changed)
+    assert "seed: 0 -> 1" in str(caught.value)
+    assert "optimizer.learning_rate: 0.002 -> 0.0001" in str(caught.value)
+    assert "fresh=true" in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_what_is_not_science_may_change_on_the_way(whole: Path, stopped: Path) -> None:
+    result, _ = train(whole, f"output={stopped}", "evaluate.max_rows=2", "checkpoint.keep_last=1")
+    assert result.reason == "done"
+    assert hex_losses(stopped) == hex_losses(whole / "run")
+
+
+def test_changed_documents_are_refused_and_the_run_can_still_go_on(
+    whole: Path, stopped: Path
+) -> None:
+    document = whole / "docs" / "3.txt"
+    text = document.read_text()
+    document.write_text(text + "One more sentence.")
+    try:
+        with pytest.raises(batches.ResumeMismatch) as caught:
+            train(whole, f"output={stopped}")
+    finally:
+        document.write_text(text)
+    assert "docs" in str(caught.value)
+    assert caught.value.exit_code == 3
+    result, _ = train(whole, f"output={stopped}")
+    assert result.reason == "done"
+    assert hex_losses(stopped) == hex_losses(whole / "run")
+
+
+def test_damaged_newest_checkpoint_is_set_aside_and_said(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole / "run", tmp_path / "run"))
+    (run / "measured.json").unlink()
+    newest = run / "checkpoints" / str(NUM_STEPS)
+    data = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    result, said = train(whole, f"output={run}")
+    assert result.reason == "done"
+    assert any("set aside a damaged checkpoint" in line for line in said), said
+    assert f"going on at step 2 of {NUM_STEPS}" in said
+    assert (run / "checkpoints-damaged" / str(NUM_STEPS)).is_dir()
+    assert hex_losses(run) == hex_losses(whole / "run")
+
+
+def test_run_without_a_sound_checkpoint_is_refused(whole: Path, stopped: Path) -> None:
+    for step in (stopped / "checkpoints").iterdir():
+        for path in step.rglob("*"):
+            if path.is_file() and path.stat().st_size > 64:
+                path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(checkpoint.CheckpointCorrupt, match="no sound checkpoint is left"):
+        train(whole, f"output={stopped}")
+
+
+def test_weights_are_checked_before_data_is_prepared(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        train(whole, f"output={tmp_path}/run", "model.weights=nowhere")
+    assert not (tmp_path / "run").exists()
