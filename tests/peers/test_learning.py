@@ -1,4 +1,4 @@
-"""Whole trainings: our loss follows torch's and PEFT's step by step, within half a per cent.
+"""Whole trainings: our loss follows torch's and PEFT's at every step.
 
 Both sides start from the same files and see the same batches; what they share is no code.
 """
@@ -22,7 +22,7 @@ from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
 from tests.peers import ours
 
-WITHIN = 0.005
+WITHIN = 1e-3  # asked for: 5e-3; measured: 9e-7 from torch, 1.5e-5 from PEFT
 # At the config's own rate of 2e-3 training is chaotic: two runs of ours whose starts differ by 1e-7
 # are 4 per cent apart after 100 steps. At this rate they stay within 1e-6, and so rounding cannot
 # hide or feign a difference.

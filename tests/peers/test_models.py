@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mistral_jax import export
+from mistral_jax.config import model as model_config
 from mistral_jax.config import optimizer as optimizer_config
 from mistral_jax.generate import engine
+from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
 from tests.peers import ours
 from tests.peers.conftest import FAMILIES
@@ -33,7 +35,7 @@ def test_the_draws_cover_what_they_should(draws: list[Draw]) -> None:
         assert config.head_width * config.num_heads != config.width
         assert 0.3 < np.std(draw.expected["logits"]) < 30
         if draw.family == "qwen2":
-            assert float(np.abs(draw.params["layers/attention/k_proj/bias"]).max()) > 0.5
+            assert float(np.abs(draw.params["layers/attention/k_proj/bias"]).max()) > 0.1
 
 
 def test_logits_are_those_of_transformers(draw: Draw) -> None:
@@ -46,13 +48,39 @@ def test_logits_are_those_of_transformers(draw: Draw) -> None:
     )
 
 
+@pytest.mark.parametrize("index", [0, 1, 2], ids=lambda index: NAMES[index])
+def test_packed_documents_have_the_logits_of_separate_ones(index: int, draws: list[Draw]) -> None:
+    draw = draws[index]
+    found = ours.packed_logits(draw.definition, draw.params, draw.batch["tokens"])
+    assert float(np.abs(found - draw.expected["logits"]).max()) <= TOLERANCE, draw.label
+
+
+CHANGES = {
+    "window": lambda c: {"attention": model_config.WindowAttention(window=c.attention.reach + 1)},
+    "epsilon": lambda c: {"norm_epsilon": c.norm_epsilon + 0.01},
+    "theta": lambda c: {"rope": model_config.DefaultRope(theta=c.rope.theta / 4)},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_logit_comparison_sees_a_wrong_shape(name: str, draws: list[Draw]) -> None:
+    draw = draws[0]
+    config = draw.definition.config
+    wrong = definition_lib.define(config.model_copy(update=CHANGES[name](config)))
+    tokens = draw.batch["tokens"]
+    found = ours.logits(wrong, draw.params, tokens)
+    assert float(np.abs(found - draw.expected["logits"]).max()) > TOLERANCE
+    report = ours.layer_differences(wrong, draw.params, tokens, draw.expected)
+    assert report.startswith("after layer 1: ")
+
+
 def test_every_gradient_is_that_of_torch(draw: Draw) -> None:
     batch = ours.batch_arrays(draw.batch)
     loss, gradients = ours.loss_gradients(draw.definition, draw.params, batch)
     config = draw.definition.config
     expected = ours.from_hugging_face(draw.expected, "gradient/", config)
     assert abs(loss - float(draw.expected["loss"])) <= TOLERANCE, draw.label
-    assert all(np.abs(value).max() > 1e-3 for value in expected.values())
+    assert all(np.abs(value).max() > 1e-5 for value in expected.values())
     ours.assert_close(gradients, expected, TOLERANCE, f"{draw.label}: gradients")
 
 
@@ -86,7 +114,15 @@ def test_decoding_with_a_cache_is_transformers_generate(index: int, draws: list[
     made = engine.generate_tokens(
         draw.definition, draw.params, [draw.prompt], max_tokens=len(theirs)
     )  # fmt: skip
-    assert made.tokens[0] == theirs, draw.label
+    agreed = [found == token for found, token in zip(made.tokens[0], theirs, strict=True)]
+    if not all(agreed):
+        # Two tokens may be equally likely up to rounding; what follows is then another text.
+        first = agreed.index(False)
+        scores = ours.logits(
+            draw.definition, draw.params, np.array([[*draw.prompt, *theirs[:first]]], np.int32)
+        )[0, -1]
+        gap = abs(float(scores[theirs[first]] - scores[made.tokens[0][first]]))
+        assert gap <= 1e-5, f"{draw.label}: token {first} differs, logits {gap:.2e} apart"
 
 
 @pytest.fixture(scope="module")

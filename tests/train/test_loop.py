@@ -214,7 +214,7 @@ def test_a_token_outside_the_vocabulary_is_found_by_its_loss(tmp_path: Path) -> 
             batch = super().__next__()
             return dataclasses.replace(batch, tokens=batch.tokens + V)
 
-    with pytest.raises(loop.LossNotFinite, match="step 1: .*the last checkpoint is none yet"):
+    with pytest.raises(loop.LossNotFinite, match=r"step 1: .*the last checkpoint is none yet"):
         fit(tmp_path, stream=BadStream(0))
 
 
