@@ -94,8 +94,9 @@ class Checkpointer:
         """
         # A loss that is not a number must not be taken for the best one.
         is_known = eval_loss is not None and np.isfinite(eval_loss)
-        metrics = {"loss": float(eval_loss)} if is_known else None
-        record = {**record, EVAL_LOSS: float(eval_loss) if is_known else None}
+        known = float(eval_loss) if is_known else None  # pyright: ignore[reportArgumentType]
+        metrics = None if known is None else {"loss": known}
+        record = {**record, EVAL_LOSS: known}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             record=ocp.args.JsonSave(record),

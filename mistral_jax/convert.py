@@ -38,16 +38,30 @@ def export_model(source: str, destination: str, *, format: str, dtype: str) -> e
 
 
 def export_artifact(
-    model: artifact.Artifact, destination: Path, *, format: str, dtype: str
+    model: artifact.Artifact,
+    destination: Path,
+    *,
+    format: str,
+    dtype: str,
+    expected: np.ndarray | None = None,
 ) -> export.Exported:
     """Write a model that is loaded; `peft` writes its adapter alone.
+
+    Args:
+        model: what to write.
+        destination: folder, or a .gguf file.
+        format: hf, consolidated, gguf or peft.
+        dtype: of the weights; see export.write_model.
+        expected: the model's reference logits, where the caller has them already.
 
     Raises:
         ValueError: peft is asked of a model without adapters, or the format cannot hold it.
     """
     name = model.run.name if model.run is not None else "model"
     if format != "peft":
-        return _write_and_check(model.reader(), destination, format, dtype, model.tokenizer, name)
+        return _write_and_check(
+            model.reader(), destination, format, dtype, model.tokenizer, name, expected
+        )
     adapter = model.definition.adapter
     if adapter.kind != "lora":
         raise ValueError("this model has no adapter; export it as hf, consolidated or gguf")
@@ -60,7 +74,8 @@ def export_artifact(
         if model.weights_path is None
         else artifact.weights_reader(model.weights_path)
     )
-    expected = export.reference_logits(model.reader(), config)
+    if expected is None:
+        expected = export.reference_logits(model.reader(), config)
     return export.with_parity(exported, expected, export.reload_logits(exported, base))
 
 
@@ -112,6 +127,7 @@ def _write_and_check(
     dtype: str,
     tokenizer: tokenizers.Tokenizer,
     name: str,
+    expected: np.ndarray | None = None,
 ) -> export.Exported:
     if (destination / safetensors_file.INDEX_NAME).exists() or (
         destination.is_dir() and any(destination.glob("*.safetensors"))
@@ -120,5 +136,6 @@ def _write_and_check(
     exported = export.write_model(
         reader, destination, format=format, dtype=dtype, tokenizer=tokenizer, name=name
     )
-    expected = export.reference_logits(reader, reader.config)
+    if expected is None:
+        expected = export.reference_logits(reader, reader.config)
     return export.with_parity(exported, expected, export.reload_logits(exported))

@@ -144,8 +144,11 @@ def _export(console: Console, directory: Path) -> None:
     folder = directory / "export"
     done: list[export.Exported] = []
     model = convert.artifact.load_run(directory, compute="float32")
+    expected = export.reference_logits(model.reader(), model.definition.config)
     for format, dtype in EXPORTS:
-        exported = convert.export_artifact(model, folder / format, format=format, dtype=dtype)
+        exported = convert.export_artifact(
+            model, folder / format, format=format, dtype=dtype, expected=expected
+        )
         done.append(exported)
         console.print(
             f"  {format:5} {exported.size_bytes / 2**20:7.1f} MiB  "

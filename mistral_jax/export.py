@@ -155,7 +155,7 @@ def reference_logits(
     adapter: model_config.Adapter | None = None,
 ) -> np.ndarray:
     """Return float32 logits over a fixed row of tokens, [T, V]; what parity is measured on."""
-    definition, run = _logits_program(config, adapter)
+    definition, run = _logits_program(config, adapter)  # pyright: ignore[reportArgumentType]
     params = (
         reader_or_params
         if isinstance(reader_or_params, dict)

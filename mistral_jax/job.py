@@ -156,7 +156,12 @@ class _Job:
             total_steps=self.run_config.optimizer.max_steps,
             resume_step=start_step,
         ) as writer:
-            return loop.fit(self._parts(stream, writer), state, start_step=start_step)
+            return loop.fit(
+                self._parts(stream, writer),
+                state,
+                start_step=start_step,
+                eval_history=() if self.restored is None else self.restored.record["eval_history"],
+            )
 
     def _parts(self, stream: Any, writer: metrics.MetricsWriter) -> loop.Parts:
         run, plan = self.run_config, self.plan

@@ -248,12 +248,12 @@ def test_every_preset_is_named_in_the_table(name):
     assert f"`{name}`" in CONFIGURATION.read_text(encoding="utf-8")
 
 
-def test_control_questions_are_120_different_sound_chats():
+def test_control_questions_are_60_different_sound_chats():
     with QUESTIONS.open("rb") as stream:
         documents = list(jsonl.read_jsonl(QUESTIONS.name, stream, Limits()))
     assert [each for each in documents if not isinstance(each, Document)] == []
     chats = [each.messages for each in documents if isinstance(each, Document)]
-    assert len(chats) == 120
+    assert len(chats) == 60
     for messages in chats:
         roles = [message["role"] for message in messages]
         assert roles == ["user", "assistant"] * (len(messages) // 2)

@@ -93,6 +93,12 @@ def gguf_metadata(
             f"cannot export ffn {decoder['ffn']['kind']!r} with rope {decoder['rope']['kind']!r} "
             f"to GGUF; supported: dense with default"
         )
+    query_width = decoder["num_heads"] * decoder["head_width"]
+    if decoder["qkv_bias"] and query_width != decoder["width"]:
+        raise ValueError(
+            f"cannot export to GGUF: llama.cpp's qwen2 wants heads times head width "
+            f"({query_width}) equal to the width ({decoder['width']}); export as hf"
+        )
     arch = "qwen2" if decoder["qkv_bias"] else "llama"
     metadata: dict[str, Any] = {
         "general.architecture": arch,

@@ -21,18 +21,15 @@ def learning_rate(config: optimizer_config.Optimizer) -> optax.Schedule:
     peak, warmup = config.learning_rate, config.warmup_steps
 
     def decayed(step: Int[Array, ""]) -> Float[Array, ""]:
-        match config.schedule.kind:
-            case "cosine":
-                final = config.schedule.final_fraction
+        match config.schedule:
+            case optimizer_config.CosineSchedule(final_fraction=final):
                 progress = jnp.clip((step - warmup) / max(config.max_steps - warmup, 1), 0.0, 1.0)
                 return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-            case "wsd":
-                final = config.schedule.final_fraction
-                decay_steps = config.schedule.decay_fraction * config.max_steps
+            case optimizer_config.WsdSchedule(decay_fraction=fraction, final_fraction=final):
                 steps_left = config.max_steps - step
-                progress = jnp.clip(1 - steps_left / max(decay_steps, 1e-9), 0.0, 1.0)
-                return 1 - (1 - final) * progress
-            case "constant":
+                decay_steps = max(fraction * config.max_steps, 1e-9)
+                return 1 - (1 - final) * jnp.clip(1 - steps_left / decay_steps, 0.0, 1.0)
+            case optimizer_config.ConstantSchedule():
                 return jnp.float32(1.0)
 
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:

@@ -17,7 +17,7 @@ def digest(*overrides):
 @pytest.mark.parametrize(
     "override",
     [
-        "seed=1", "optimizer.learning_rate=1e-3", "data.sequence_length=128",
+        "seed=1", "optimizer.learning_rate=3e-3", "data.sequence_length=128",
         "data.global_batch_sequences=16", "model.width=256", "precision.compute=bfloat16",
         "optimizer.max_steps=201", "data.shuffle=false", "stage.z_loss=1e-4", "data.train=other",
     ],

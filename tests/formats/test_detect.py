@@ -41,7 +41,7 @@ VARIANTS = {
     "full": decoder(),
     "window": decoder(attention={"kind": "window", "window": 16}),
     "tied": decoder(tied_head=True),
-    "bias": decoder(qkv_bias=True, tied_head=True),
+    "bias": decoder(qkv_bias=True, tied_head=True, width=64),
 }
 
 
@@ -238,3 +238,8 @@ def test_smollm2_opens_from_its_wheel() -> None:
     norm = weights.tensor("output_norm.weight")
     assert norm.shape == (576,)
     assert np.isfinite(norm).all()
+
+
+def test_gguf_refuses_biases_with_heads_that_do_not_fill_the_width() -> None:
+    with pytest.raises(ValueError, match="llama.cpp's qwen2 wants"):
+        gguf_config.gguf_metadata(decoder(qkv_bias=True), name="x", file_type="F32")

@@ -1,5 +1,6 @@
 """The training step: against AdamW in NumPy, accumulation against one big batch, no recompile."""
 
+import dataclasses
 import functools
 
 import jax
@@ -57,16 +58,25 @@ def train_step(kind: str, z_loss: float = 0.0):
     )
 
 
+@functools.cache
+def start_state(kind: str) -> tuple[state_lib.TrainState, state_lib.TrainState]:
+    """Return the state before step 0 in NumPy, and its shardings."""
+    mesh, definition = sharding.single_device_mesh(), define(kind)
+    trained = {path: jnp.asarray(start_params(kind)[path]) for path in definition.trainable_paths()}
+    optimizer, shardings = optimizers.make_optimizer(OPTIMIZER), definition.shardings(mesh)
+    state = state_lib.create(trained, optimizer, 0, mesh, shardings)
+    return jax.device_get(state), state_lib.state_shardings(state, shardings, mesh)
+
+
 def start(kind: str, *, seed: int = 0) -> tuple[state_lib.TrainState, definition_lib.Params]:
-    """Return a fresh state and the frozen parameters."""
-    trained = set(define(kind).trainable_paths())
-    params = {path: jnp.asarray(value) for path, value in start_params(kind).items()}
-    mesh = sharding.single_device_mesh()
-    state = state_lib.create(
-        {path: params[path] for path in trained},
-        optimizers.make_optimizer(OPTIMIZER), seed, mesh, define(kind).shardings(mesh),
-    )  # fmt: skip
-    return state, {path: value for path, value in params.items() if path not in trained}
+    """Return a fresh state, which a step may take over, and the frozen parameters."""
+    state = jax.device_put(*start_state(kind))
+    key_data = jax.random.key_data(rng.seed_key(seed))
+    frozen = set(define(kind).shapes) - set(define(kind).trainable_paths())
+    return (
+        dataclasses.replace(state, key_data=key_data),
+        {path: jnp.asarray(start_params(kind)[path]) for path in frozen},
+    )
 
 
 def make_batch(seed: int, *, num_micro: int = 1) -> dict[str, jax.Array]:
@@ -209,10 +219,11 @@ def test_no_step_compiles_again_and_the_state_is_donated() -> None:
     mesh = sharding.single_device_mesh()
     with jax.set_mesh(mesh):
         state, frozen = start("full")
+        state = jax.device_put(state, start_state("full")[1])
         step = step_lib.make_train_step(
             define("full"), stage_config.LmStage(), optimizers.make_optimizer(OPTIMIZER),
             optimizers.learning_rate(OPTIMIZER),
-            state_shardings=state_lib.state_shardings(state, define("full").shardings(mesh), mesh),
+            state_shardings=start_state("full")[1],
         )  # fmt: skip
         for seed in range(3):
             given = state
