@@ -206,7 +206,18 @@ class _JinjaChat:
 
     def render(self, messages: Sequence[Message]) -> Rendered:
         pieces = self._pieces(messages, add_generation_prompt=False)
-        spans = self._spans(messages, pieces)
+        return self._encode(pieces, self._spans(messages, pieces))
+
+    def prompt(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        pieces = self._pieces(messages, add_generation_prompt)
+        try:
+            spans = self._spans(messages, pieces)
+        except TemplateError:
+            spans = []  # a template without a sound mask can still be generated from
+        return self._encode(pieces, spans).tokens
+
+    def _encode(self, pieces: Sequence[_Piece], spans: Sequence[tuple[int, int]]) -> Rendered:
+        """Encode run by run; earlier answers start a token of their own, as they were generated."""
         tokens, mask = [], []
         for start, text, control in self._runs(pieces):
             end = start + len(text)
@@ -220,12 +231,6 @@ class _JinjaChat:
             inside = any(begin <= cut < stop for begin, stop in spans)
             mask += [False] * len(head) + [inside] * len(tail)
         return Rendered(tokens, mask)
-
-    def prompt(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        tokens: list[int] = []
-        for _, text, control in self._runs(self._pieces(messages, add_generation_prompt)):
-            tokens += self._tokenizer.encode(text) if control is None else [control]
-        return tokens
 
     def _encode_at(self, text: str, cut: int) -> tuple[list[int], list[int]]:
         """Encode a run so that a token border lies at `cut`, in one go where that has one there."""

@@ -108,7 +108,7 @@ def test_another_seed_or_learning_rate_is_refused_by_name(
     with pytest.raises(job.ResumeRefused) as caught:
         train(whole, f"output={output}", *changed)
     assert "seed: 0 -> 1" in str(caught.value)
-    assert "optimizer.learning_rate: 0.002 -> 0.0001" in str(caught.value)
+    assert "optimizer.learning_rate: 0.001 -> 0.0001" in str(caught.value)
     assert "fresh=true" in str(caught.value)
     assert caught.value.exit_code == 3
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies
@@ -135,6 +136,14 @@ def test_the_mask_covers_each_answer_and_its_end_of_turn(messages: list) -> None
 
 
 @settings(max_examples=40, deadline=None)
+@example(
+    messages=[
+        {"role": "user", "content": "<"},
+        {"role": "assistant", "content": "  <"},
+        {"role": "user", "content": "<"},
+        {"role": "assistant", "content": "<"},
+    ]
+)
 @given(messages=chats())
 def test_the_prompt_is_a_prefix_of_the_chat_up_to_the_answer(messages: list) -> None:
     for tokenizer in (load("bytes"), smollm2(), load("mistral-common:v7")):

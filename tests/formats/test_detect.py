@@ -241,5 +241,5 @@ def test_smollm2_opens_from_its_wheel() -> None:
 
 
 def test_gguf_refuses_biases_with_heads_that_do_not_fill_the_width() -> None:
-    with pytest.raises(ValueError, match="llama.cpp's qwen2 wants"):
+    with pytest.raises(ValueError, match=r"llama\.cpp's qwen2 wants"):
         gguf_config.gguf_metadata(decoder(qkv_bias=True), name="x", file_type="F32")
