@@ -4,6 +4,7 @@ Each row is a process of its own. A row that fails its check writes nothing and 
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ ROWS = {
     "dense_step": ("dense_step.py",),
 }
 FOLDER = Path(__file__).resolve().parent
+# As ./run sets it; the peers inherit it too.
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
 
 
 def main(names: list[str]) -> int:
@@ -28,7 +31,9 @@ def main(names: list[str]) -> int:
     for name in names or ROWS:
         script, *arguments = ROWS[name]
         command = [sys.executable, "-m", f"benchmarks.{Path(script).stem}", *arguments]
-        done = subprocess.run(command, cwd=FOLDER.parent, stdout=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            command, cwd=FOLDER.parent, stdout=subprocess.PIPE, env=ENVIRONMENT, check=False
+        )
         if done.returncode:
             failed.append(name)
             continue

@@ -62,7 +62,10 @@ def main() -> None:
             our_loss, peer_loss = ours.run()[1], peer.ask("step")["loss"]
             measure.check_close(f"step {index}", our_loss, peer_loss, 5e-3)
         rounds = measure.interleave(
-            lambda: ours.run()[0], lambda: peer.ask("step")["seconds"], num_rounds=options.rounds
+            measure.burst(lambda: ours.run()[0]),
+            measure.burst(lambda: peer.ask("step")["seconds"]),
+            num_rounds=options.rounds,
+            num_warm=0,
         )
         peer.close()
     tokens = ROWS * LENGTH

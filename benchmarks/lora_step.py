@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="1x256")
     parser.add_argument("--dtype", default="float32", choices=tuple(GOALS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     options = parser.parse_args()
     rows, length = (int(part) for part in options.shape.split("x"))
@@ -76,7 +76,10 @@ def main() -> None:
             our_loss, peer_loss = ours.run()[1], peer.ask("step")["loss"]
             measure.check_close(f"step {index}", our_loss, peer_loss, TOLERANCE[options.dtype])
         rounds = measure.interleave(
-            lambda: ours.run()[0], lambda: peer.ask("step")["seconds"], num_rounds=options.rounds
+            measure.burst(lambda: ours.run()[0]),
+            measure.burst(lambda: peer.ask("step")["seconds"]),
+            num_rounds=options.rounds,
+            num_warm=0,
         )
         peer.close()
     tokens = rows * length

@@ -87,6 +87,19 @@ def interleave(
     return rounds
 
 
+def burst(step: Callable[[], float], *, num_steps: int = 3) -> Callable[[], float]:
+    """Return a round of several steps in a row: the mean seconds of all but the first.
+
+    A training process is never idle between steps, but in turns with a peer it is: virtual
+    machines then take its freed pages back, and the first step pays for getting them again.
+    """
+
+    def run() -> float:
+        return statistics.mean([step() for _ in range(num_steps)][1:])
+
+    return run
+
+
 def check_close(name: str, ours: float, peer: float, relative: float) -> None:
     """Refuse to time two things that do not compute the same.
 
