@@ -56,7 +56,7 @@ class Checkpointer:
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder = Path(folder).resolve()
-        policies = [checkpoint_managers.LatestN(n=config.keep_last)]
+        policies: list[Any] = [checkpoint_managers.LatestN(n=config.keep_last)]
         if config.keep_best:
             policies.append(
                 checkpoint_managers.BestN(

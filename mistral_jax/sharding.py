@@ -37,7 +37,10 @@ RULES: dict[str, MeshAxes] = {
 }
 
 
-def make_mesh(sizes: dict[str, int], devices: Iterable[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    sizes: dict[str, int],
+    devices: Iterable[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """Return the mesh of a plan.
 
     Args:
@@ -146,7 +149,7 @@ def like_parameters(tree: Any, shardings: dict[str, NamedSharding], mesh: Mesh) 
 
     def choose(path: tuple, leaf: Any) -> NamedSharding:
         for step in path:
-            found = shardings.get(getattr(step, "key", None))
+            found = shardings.get(str(getattr(step, "key", "")))
             if found is not None and len(found.spec) == len(leaf.shape):
                 return found
         return replicated(mesh)

@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from typing import cast
 
 import yaml
 from pydantic import BaseModel
@@ -88,10 +89,12 @@ _Yaml12Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 _Yaml12Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node), 10)
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(str(loader.construct_scalar(cast(Any, node))), 10),
 )
 _Yaml12Loader.add_constructor(
-    "tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node))
+    "tag:yaml.org,2002:float",
+    lambda loader, node: float(str(loader.construct_scalar(cast(Any, node)))),
 )
 
 
@@ -194,7 +197,9 @@ def validate[T: BaseModel](tree: dict, node_class: type[T], *, where: str) -> T:
     try:
         return node_class.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        lines = [f"{where}: {_explain(mistake, node_class, tree)}" for mistake in error.errors()]
+        lines = [
+            f"{where}: {_explain(dict(mistake), node_class, tree)}" for mistake in error.errors()
+        ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 

@@ -49,7 +49,8 @@ def _loss(
     compute_kernel = kernel.astype(hidden.dtype)
 
     def add(total: Array, chunk: tuple) -> tuple[Array, None]:
-        loss, _, _ = _chunk_loss(*chunk, compute_kernel, z_loss)
+        chunk_hidden, chunk_targets, chunk_weights = chunk
+        loss, _, _ = _chunk_loss(chunk_hidden, chunk_targets, chunk_weights, compute_kernel, z_loss)
         return total + loss, None
 
     chunks = _split((hidden, targets, weights), chunk_tokens)
@@ -64,12 +65,15 @@ def _forward(
 
     def add(carry: tuple, chunk: tuple) -> tuple[tuple, tuple]:
         total, kernel_gradient = carry
-        loss, score_gradient, token_losses = _chunk_loss(*chunk, compute_kernel, z_loss)
+        chunk_hidden, chunk_targets, chunk_weights = chunk
+        loss, score_gradient, token_losses = _chunk_loss(
+            chunk_hidden, chunk_targets, chunk_weights, compute_kernel, z_loss
+        )
         hidden_gradient = jnp.einsum("nv,dv->nd", score_gradient, compute_kernel)
         if kernel_gradient is not None:
             # float32: the sum runs over every token of the step.
             kernel_gradient = kernel_gradient + jnp.einsum(
-                "nd,nv->dv", chunk[0], score_gradient, preferred_element_type=jnp.float32
+                "nd,nv->dv", chunk_hidden, score_gradient, preferred_element_type=jnp.float32
             )
         return (total + loss, kernel_gradient), (hidden_gradient, token_losses)
 

@@ -1,5 +1,7 @@
 """Optimizers and schedules from their configuration, on optax. No own update rule."""
 
+from typing import cast
+
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
@@ -36,7 +38,7 @@ def learning_rate(config: optimizer_config.Optimizer) -> optax.Schedule:
         warming = (step + 1) / max(warmup, 1)
         return peak * jnp.where(step < warmup, warming, decayed(step))
 
-    return schedule
+    return cast(optax.Schedule, schedule)
 
 
 def make_optimizer(config: optimizer_config.Optimizer) -> optax.GradientTransformation:

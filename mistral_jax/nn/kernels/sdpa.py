@@ -4,6 +4,8 @@ cuDNN wants bf16 or fp16. Segments travel as a dense boolean mask, which cuDNN t
 path; rows of one document need none.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -30,7 +32,7 @@ def attend(
         raise ValueError("dot_product_attention does not take a block table")
     is_plain_row = spec.is_row and spec.query_segments is None
     window = None if spec.reach is None else (spec.reach - 1, 0)
-    result = jax.nn.dot_product_attention(
+    result: Any = jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
         q,
         k,
         v,
@@ -40,7 +42,7 @@ def attend(
         is_causal=is_plain_row,
         local_window_size=window if is_plain_row else None,
         implementation=implementation,  # pyright: ignore[reportArgumentType]
-        return_residual=spec.has_logsumexp,
+        return_residual=spec.has_logsumexp,  # pyright: ignore[reportArgumentType]
     )
     if not spec.has_logsumexp:
         return result, None

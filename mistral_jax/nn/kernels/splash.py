@@ -4,6 +4,8 @@ Head width must be a multiple of 128. Window and causal masks skip whole blocks;
 native. On other platforms it runs in interpret mode, for tests only.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
@@ -68,8 +70,8 @@ def attend(
         ids = splash_attention.SegmentIds(q=row_segments, kv=row_segments)
         return kernel(q_row * jnp.asarray(scale, q_row.dtype), k_row, v_row, segment_ids=ids)
 
-    heads_first = (jnp.swapaxes(array, 1, 2) for array in (q, k, v))
-    result = jax.vmap(one_row)(*heads_first, segments)
+    q, k, v = (jnp.swapaxes(array, 1, 2) for array in (q, k, v))  # [B, H, T, Q]
+    result: Any = jax.vmap(one_row)(q, k, v, segments)
     if not spec.has_logsumexp:
         return jnp.swapaxes(result, 1, 2), None
     out, (logsumexp,) = result
