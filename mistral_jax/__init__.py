@@ -5,6 +5,7 @@
 """
 
 import importlib
+import types
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
     from mistral_jax.api import train as train
 
 __all__ = ["adapt", "generate", "load", "save", "train"]
+
+
+class CallableRoom(types.ModuleType):
+    """A package whose name is also a verb of the API: calling it calls the verb.
+
+    `mj.train` is the function until something imports the package `mistral_jax.train`, which
+    Python then puts in its place.
+    """
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the API's function of this name."""
+        verb = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module("mistral_jax.api"), verb)(*arguments, **named)
 
 
 def __getattr__(name: str) -> Any:

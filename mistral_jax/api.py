@@ -38,7 +38,7 @@ def adapt(
     model: artifact.Artifact,
     *,
     rank: int,
-    alpha: float,
+    alpha: float | int,
     target_modules: tuple[model_config.TargetModule, ...] = model_config.ALL_TARGET_MODULES,
     dropout: float = 0.0,
     seed: int = 0,
