@@ -50,8 +50,9 @@ class LoraLinear(layers.Linear):
             is_kept = jax.random.bernoulli(dropout_key, 1 - self.dropout, x.shape)
             x = jnp.where(is_kept, x / (1 - self.dropout), 0).astype(self.compute_dtype)
         low_rank = x @ self.lora_a[...].astype(self.compute_dtype)
-        update = low_rank @ self.lora_b[...].astype(self.compute_dtype)
-        return base + update * jnp.asarray(self.scale, self.compute_dtype)
+        # The scale acts on [.., R], not on [.., out]: one pass less over the wide array.
+        low_rank = low_rank * jnp.asarray(self.scale, self.compute_dtype)
+        return base + low_rank @ self.lora_b[...].astype(self.compute_dtype)
 
 
 def adapt(

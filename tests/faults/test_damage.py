@@ -31,6 +31,21 @@ def array_files(directory: Path) -> list[Path]:
     return sorted((p for p in files if p.is_file()), key=lambda p: (-p.stat().st_size, p))
 
 
+def assert_noticed_or_harmless(workshop, directory: Path) -> bool:
+    """Go on; return whether the newest step was set aside, and the step before taken.
+
+    Bytes that no array is read from (a name, a gap) may change without harm: then the restored
+    step has passed its digests, array by array, and nothing is said.
+    """
+    said = go_on(workshop, directory.name)
+    is_set_aside = any("set aside a damaged checkpoint" in line for line in said)
+    resumed_at = NUM_STEPS - 1 if is_set_aside else NUM_STEPS
+    assert f"going on at step {resumed_at} of {NUM_STEPS}" in said
+    assert (directory / "checkpoints-damaged" / str(NUM_STEPS)).is_dir() == is_set_aside
+    assert workshop.losses(directory.name) == workshop.losses("whole")
+    return is_set_aside
+
+
 @pytest.mark.parametrize("number", range(NUM_FLIPS))
 def test_flipped_bit_in_the_newest_step_is_noticed(workshop, number: int) -> None:
     directory = workshop.copy(f"flip{number}")
@@ -41,14 +56,7 @@ def test_flipped_bit_in_the_newest_step_is_noticed(workshop, number: int) -> Non
     place = generator.randrange(len(data))
     data[place] ^= 1 << generator.randrange(8)
     path.write_bytes(data)
-    said = go_on(workshop, directory.name)
-    is_set_aside = any("set aside a damaged checkpoint" in line for line in said)
-    # A bit that no array is read from (a name, a gap) may flip without harm; then nothing is said.
-    assert is_set_aside or f"going on at step {NUM_STEPS} of {NUM_STEPS}" in said
-    if is_set_aside:
-        assert f"going on at step {NUM_STEPS - 1} of {NUM_STEPS}" in said
-        assert (directory / "checkpoints-damaged" / str(NUM_STEPS)).is_dir()
-    assert workshop.losses(directory.name) == workshop.losses("whole")
+    assert_noticed_or_harmless(workshop, directory)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
@@ -57,10 +65,8 @@ def test_truncated_file_of_the_newest_step_is_noticed(workshop, kept: float) -> 
     path = array_files(directory)[0]
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    said = go_on(workshop, directory.name)
-    assert any("set aside a damaged checkpoint" in line for line in said), said
-    assert f"going on at step {NUM_STEPS - 1} of {NUM_STEPS}" in said
-    assert workshop.losses(directory.name) == workshop.losses("whole")
+    is_set_aside = assert_noticed_or_harmless(workshop, directory)
+    assert is_set_aside or kept > 0.9  # the last bytes may be of no array
 
 
 def test_two_damaged_steps_fall_back_to_the_third(workshop) -> None:
