@@ -219,3 +219,9 @@ def _file_entry(path: Path) -> dict[str, Any]:
         "size_bytes": path.stat().st_size,
         "sha256": storage.digest(path),
     }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; equal values give equal bytes."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True)
+    storage.write_bytes(path, text.encode() + b"\n")

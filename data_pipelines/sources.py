@@ -175,3 +175,33 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             "prepare the data again"
         )
     return manifest
+
+
+def manifest_summary(folder: str | Path) -> dict[str, Any]:
+    """Return what the verb `prepare` prints: counts, tokens, rejects, tokenizer."""
+    manifest = read_manifest(folder)
+    return {
+        "name": manifest["name"],
+        "tokenizer": manifest["tokenizer"]["name"],
+        "counts": manifest["counts"],
+        "rejects_by_kind": manifest["rejects"]["by_kind"],
+        "splits": {
+            split: {
+                "documents": entry["documents"],
+                "tokens": entry["tokens"],
+                "target_tokens": entry["target_tokens"],
+                "shards": len(entry["shards"]),
+                "size_bytes": sum(shard["size_bytes"] for shard in entry["shards"]),
+            }
+            for split, entry in manifest["splits"].items()
+        },
+    }
+
+
+def read_json(path: Path) -> dict:
+    """Return a JSON file's object; {} if there is none, or it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -9,6 +9,7 @@ from mistral_jax import job
 from mistral_jax import protocols
 from mistral_jax import rng
 from mistral_jax import sharding
+from mistral_jax import templates
 from mistral_jax.config import load as config_load
 from mistral_jax.config import model as model_config
 from mistral_jax.export import Exported
@@ -98,7 +99,7 @@ def generate(
         tokenizer = model.tokenizer
         encoded = [tokenizer.encode(text, bos=tokenizer.add_bos) for text in prompts]
     else:
-        encoded = [job.prompt_tokens(text, model.tokenizer) for text in prompts]
+        encoded = [templates.prompt_tokens(text, model.tokenizer) for text in prompts]
     return generator.complete(encoded, max_tokens=max_tokens, seed=seed)
 
 

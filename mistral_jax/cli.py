@@ -146,6 +146,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> int:
     from data_pipelines import prepare
+    from data_pipelines import sources
     from mistral_jax import tokenizers
 
     tokenizer = tokenizers.load_tokenizer(options.tokenizer)
@@ -157,7 +158,7 @@ def _prepare(options: argparse.Namespace) -> int:
         eval_fraction=options.eval_fraction,
         on_progress=print,
     )
-    print(json.dumps(prepare.manifest_summary(options.output), indent=2))
+    print(json.dumps(sources.manifest_summary(options.output), indent=2))
     return EXIT_DONE
 
 

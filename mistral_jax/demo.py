@@ -22,6 +22,7 @@ from mistral_jax import corpus
 from mistral_jax import doctor
 from mistral_jax import export
 from mistral_jax import metrics
+from mistral_jax import run_directory
 from mistral_jax.config import load
 from mistral_jax.config import run as run_config
 from mistral_jax.report import write as report
@@ -42,7 +43,7 @@ def run(overrides: list[str]) -> int:
     started = time.monotonic()
     is_fresh = "fresh=true" in overrides
     others = [text for text in overrides if not text.startswith("fresh=")]
-    directory = _directory(others, is_fresh=is_fresh)
+    directory = run_directory.choose(load.load_run(CONFIG, others), fresh=is_fresh)
     finished = directory / "report.html"
     if (directory / "export" / "parity.json").is_file() and finished.is_file():
         console.print(f"The demo is finished: [bold]{finished.resolve()}[/bold]")
@@ -63,15 +64,6 @@ def run(overrides: list[str]) -> int:
     path = report.write_report(directory, notes=[NOTE], next_commands=_next_commands(directory))
     _show_end(console, directory, path, time.monotonic() - started)
     return 0
-
-
-def _directory(overrides: list[str], *, is_fresh: bool) -> Path:
-    base = Path(load.load_run(CONFIG, overrides).run_directory())
-    directory, number = base, 2
-    while is_fresh and directory.exists():
-        directory = base.with_name(f"{base.name}-{number}")
-        number += 1
-    return directory
 
 
 def _show_machine(console: Console, experiment: run_config.RunConfig) -> None:

@@ -1,22 +1,19 @@
-"""One run from its config: plan, data, model, state, loop, and what is written about it.
+"""One run from its config: plan, data, model, state, loop, report.
 
-The run directory holds everything. The same config finds it again and goes on; a changed one is
-refused with the difference named; `fresh` starts beside it.
+Its directory holds everything (run_directory.py). The same config finds it again and goes on; a
+changed one is refused with the difference named; `fresh` starts beside it.
 """
 
-import contextlib
 import dataclasses
-import json
+import functools
 import resource
 import sys
 import time
 from collections.abc import Callable
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from data_pipelines import inputs
 from launch import plan as plan_lib
@@ -28,6 +25,7 @@ from mistral_jax import manifest
 from mistral_jax import metrics
 from mistral_jax import precision
 from mistral_jax import rng
+from mistral_jax import run_directory
 from mistral_jax import sharding
 from mistral_jax import templates
 from mistral_jax import tokenizers
@@ -41,20 +39,12 @@ from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import weights
 from mistral_jax.nn import attention
 from mistral_jax.report import write as report
-from mistral_jax.train import held_out
 from mistral_jax.train import loop
 from mistral_jax.train import optimizers
 from mistral_jax.train import state as state_lib
 from mistral_jax.train import step as step_lib
 
-# What a resumed run may change: it does not touch the numbers.
 COMPILATION_CACHE = "~/.cache/mistral_jax/compiled"
-
-
-class ResumeRefused(ValueError):
-    """The run directory is of another experiment; the message names each difference."""
-
-    exit_code = 3  # refused by a gate; see cli.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +74,7 @@ def train(
     """Train as configured, or go on, or tell that it is done.
 
     Raises:
-        ResumeRefused: the directory holds another experiment.
+        run_directory.ResumeRefused: the directory holds another experiment.
         ValueError: bad input; see the message.
     """
     started = time.monotonic()
@@ -94,16 +84,17 @@ def train(
     plan = plan_lib.resolve(run, machine, decoder=decoder)
     tokenizer = artifact.find_tokenizer(run)
     _check_tokenizer(tokenizer, decoder)
-    directory = _directory(run, fresh=fresh)
-    finished = _finished(directory, run)
-    if finished is not None:
-        return finished
-    _refuse_other_experiment(directory, run)
-    use_compilation_cache()
+    directory = run_directory.choose(run, fresh=fresh)
+    run_directory.refuse_other_experiment(directory, run)
+    finished_steps = run_directory.finished_steps(directory)
+    if finished_steps is not None:
+        path = directory / report.REPORT_FILE
+        shown = path if path.is_file() else None
+        return Result(directory, "finished_before", finished_steps, shown)
+    _use_compilation_cache()
     job = _Job(run, plan, decoder, tokenizer, directory, say)
     outcome = job.run()
-    wall_s = time.monotonic() - started
-    return job.conclude(outcome, wall_s)
+    return job.conclude(outcome, time.monotonic() - started)
 
 
 class _Job:
@@ -132,7 +123,7 @@ class _Job:
         self.state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         checkpoint.check_disk(directory, abstract, run.checkpoint)
         folder = datasets.data_folder(directory)
-        with _no_empty_folders(directory, folder):
+        with run_directory.no_empty_folders(directory, folder):
             self.data = inputs.open_sources(run.data, tokenizer, folder, on_progress=say)
         self.checkpointer = checkpoint.Checkpointer(
             directory / artifact.CHECKPOINTS, run.checkpoint
@@ -188,7 +179,7 @@ class _Job:
             flops_per_step=plan.model_flops_per_token * tokens,
             peak_flops_per_s=None if plan.platform == "cpu" else plan.peak_flops_per_s,
             take_samples=self._take_samples if run.evaluate.sample_prompts else None,
-            save_evaluation=self._save_evaluation,
+            save_evaluation=functools.partial(run_directory.write_evaluation, self.directory),
         )
 
     def _start_state(self) -> state_lib.TrainState:
@@ -227,35 +218,22 @@ class _Job:
                 "data": datasets.describe(self.data),
                 "parameters": total,
                 "trainable_parameters": trained,
-                "start_checkpoint_digest": _weights_digest(self.weights_path),
+                "start_checkpoint_digest": manifest.weights_digest(self.weights_path),
             },
         )
-        _write_json(self.directory / "plan.json", self.plan.model_dump(mode="json"))
+        run_directory.write_json(self.directory / "plan.json", self.plan.model_dump(mode="json"))
 
     def _take_samples(self, step: int, params: definition_lib.Params) -> None:
         run = self.run_config
-        prompts = [prompt_tokens(text, self.tokenizer) for text in run.evaluate.sample_prompts]
+        prompts = [
+            templates.prompt_tokens(text, self.tokenizer) for text in run.evaluate.sample_prompts
+        ]
         generator = engine.TextGenerator(self.definition, params, self.tokenizer)
         completions = generator.complete(
             prompts, max_tokens=run.evaluate.sample_max_tokens, seed=run.seed
         )
-        samples = [
-            {"prompt": prompt, "text": completion.text}
-            for prompt, completion in zip(run.evaluate.sample_prompts, completions, strict=True)
-        ]
-        path = self.directory / "samples" / f"step_{step:06d}.json"
-        _write_json(path, {"step": step, "samples": samples})
-
-    def _save_evaluation(self, step: int, losses: dict[str, held_out.RowLosses]) -> None:
-        content = {
-            source: {
-                "loss": rows.loss,
-                "sums": rows.sums.tolist(),
-                "weights": rows.weights.tolist(),
-            }
-            for source, rows in losses.items()
-        }
-        _write_json(self.directory / "evals" / f"step_{step:06d}.json", content)
+        texts = [completion.text for completion in completions]
+        run_directory.write_samples(self.directory, step, run.evaluate.sample_prompts, texts)
 
     def conclude(self, outcome: loop.Outcome, wall_s: float) -> Result:
         """Release what is open; after a whole run, write what the report shows."""
@@ -265,22 +243,22 @@ class _Job:
                 f"{outcome.reason}: saved at step {outcome.step}; run the same command to go on"
             )
             return Result(self.directory, outcome.reason, outcome.step, None)
-        _write_json(
-            self.directory / "measured.json",
+        run_directory.write_json(
+            self.directory / run_directory.MEASURED,
             {
-                "peak_memory_bytes": peak_memory_bytes(),
+                "peak_memory_bytes": _peak_memory_bytes(),
                 "seconds_per_step": outcome.seconds_per_step,
                 "wall_s": wall_s,
                 "steps": outcome.step,
                 "reason": outcome.reason,
             },
         )
-        write_comparison(self.directory)
+        run_directory.write_comparison(self.directory)
         path = report.write_report(self.directory)
         return Result(self.directory, outcome.reason, outcome.step, path)
 
 
-def use_compilation_cache() -> None:
+def _use_compilation_cache() -> None:
     """Keep compiled programs between runs, in the user's cache folder."""
     if jax.config.jax_compilation_cache_dir is None:
         folder = Path(COMPILATION_CACHE).expanduser()
@@ -288,44 +266,7 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def prompt_tokens(text: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
-    """Return a prompt as the model expects it: as a chat where it has a template, else plain."""
-    if tokenizer.chat_template is not None and tokenizer.name != "bytes":
-        return templates.render_prompt([{"role": "user", "content": text}], tokenizer)
-    return tokenizer.encode(text, bos=tokenizer.add_bos)
-
-
-def write_comparison(directory: Path) -> None:
-    """Write eval.json: held-out loss at the first and the last evaluation, paired by row."""
-    files = sorted((directory / "evals").glob("step_*.json"))
-    if len(files) < 2:
-        return
-    *earlier, last = (json.loads(path.read_text(encoding="utf-8")) for path in files)
-    sources = {}
-    for name, content in last.items():
-        after = _row_losses(content)
-        # A run that went on with another evaluate.max_rows has rows that are not paired.
-        candidates = (_row_losses(side[name]) for side in earlier if name in side)
-        before = next((rows for rows in candidates if len(rows.sums) == len(after.sums)), None)
-        if before is None:
-            continue
-        difference, low, high = held_out.paired_interval(before, after)
-        sources[name] = {
-            "rows": len(before.sums),
-            "before": before.loss,
-            "after": after.loss,
-            "difference": difference,
-            "interval_low": low,
-            "interval_high": high,
-        }
-    _write_json(directory / "eval.json", {"sources": sources})
-
-
-def _row_losses(content: dict[str, Any]) -> held_out.RowLosses:
-    return held_out.RowLosses(np.asarray(content["sums"]), np.asarray(content["weights"]))
-
-
-def peak_memory_bytes() -> int:
+def _peak_memory_bytes() -> int:
     """Return the peak of device memory where the backend tells, else of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
@@ -333,53 +274,6 @@ def peak_memory_bytes() -> int:
         return int(peak)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: KiB on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _directory(run: run_config.RunConfig, *, fresh: bool) -> Path:
-    directory = Path(run.run_directory()).expanduser()
-    if not fresh:
-        return directory
-    number = 2
-    while directory.exists():
-        directory = directory.with_name(f"{Path(run.run_directory()).name}-{number}")
-        number += 1
-    return directory
-
-
-@contextlib.contextmanager
-def _no_empty_folders(directory: Path, data: Path) -> Iterator[None]:
-    """Make a run directory; where the work in it is refused, take away what stayed empty."""
-    missing = [p for p in (directory, *directory.parents) if not p.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except ValueError:
-        for folder in (*data.glob("*"), data, *missing):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
-
-
-def _finished(directory: Path, run: run_config.RunConfig) -> Result | None:
-    measured = directory / "measured.json"
-    if not measured.is_file():
-        return None
-    _refuse_other_experiment(directory, run)
-    steps = json.loads(measured.read_text(encoding="utf-8"))["steps"]
-    path = directory / "report.html"
-    return Result(directory, "finished_before", steps, path if path.is_file() else None)
-
-
-def _refuse_other_experiment(directory: Path, run: run_config.RunConfig) -> None:
-    saved = directory / artifact.CONFIG_NAME
-    if not saved.is_file():
-        return
-    found = manifest.differences(load.load_run(saved).science(), run.science())
-    if found:
-        raise ResumeRefused(
-            f"{directory} holds another experiment; {'; '.join(found)}; "
-            "set these back, choose another output=, or start beside it with fresh=true"
-        )
 
 
 def _check_platform(machine: target_lib.Target) -> None:
@@ -404,19 +298,3 @@ def _runtime(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Runt
     dtype = precision.dtype_of(run.precision.compute)
     name = attention.choose_implementation(plan.attention, plan.platform, dtype)
     return decoder_lib.Runtime(compute_dtype=dtype, attention=name, remat=plan.remat)
-
-
-def _weights_digest(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    names = [p for p in files if p.suffix in (".safetensors", ".gguf")]
-    digests = [f"{p.name}:{manifest.storage.digest(p)}" for p in names]
-    return " ".join(digests)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -61,24 +61,19 @@ def _source_revision(root: Path) -> dict[str, Any]:
     }
 
 
+def weights_digest(path: Path | None) -> str | None:
+    """Return name and sha256 of each weight file of a checkpoint; None for None."""
+    if path is None:
+        return None
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    named = [p for p in files if p.suffix in (".safetensors", ".gguf")]
+    return " ".join(f"{p.name}:{storage.digest(p)}" for p in named)
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a manifest atomically."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     storage.write_bytes(path, text.encode())
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a manifest.
-
-    Raises:
-        ValueError: it is not there or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no manifest here; is this a run directory?") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not a manifest: {error}") from None
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -20,11 +20,11 @@ from mistral_jax import rng
 from mistral_jax import sharding
 from mistral_jax import storage
 from mistral_jax import tokenizers
-from mistral_jax.config import model as model_config
 from mistral_jax.formats import safetensors_file
 from mistral_jax.formats.tensor_source import TensorSource
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "tiny" / "dense.yaml"
@@ -189,17 +189,7 @@ def test_row_longer_than_the_models_positions_is_refused(refused) -> None:
 # ------------------------------------------------------------------ checkpoints
 
 
-DECODER = model_config.DecoderConfig(
-    num_layers=1,
-    width=32,
-    num_heads=2,
-    num_kv_heads=1,
-    head_width=16,
-    vocab_size=384,
-    ffn=model_config.DenseFfn(width=48),
-    rope=model_config.DefaultRope(theta=1e4),
-    max_positions=64,
-)
+DECODER = tiny.decoder(384)
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,9 @@ from mistral_jax.formats import safetensors_file
 from mistral_jax.formats import tensor_source
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import weights
+from tests import tiny
 
-PLAIN = model_config.DecoderConfig(
-    num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_width=8, vocab_size=384,
-    ffn=model_config.DenseFfn(width=64), rope=model_config.DefaultRope(theta=1e4),
-    max_positions=64,
-)  # fmt: skip
+PLAIN = tiny.decoder(384, ffn=model_config.DenseFfn(width=64))
 CONFIGS = {
     "plain": PLAIN,
     "window": PLAIN.model_copy(update={"attention": model_config.WindowAttention(window=7)}),

@@ -17,9 +17,10 @@ from mistral_jax import rng
 from mistral_jax import sharding
 from mistral_jax import tokenizers
 from mistral_jax.config import load
-from mistral_jax.config import model as model_config
+from mistral_jax.inspect import documents
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
+from tests import tiny
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "dense.yaml"
 GREEN, DIM = "\x1b[32m", "\x1b[2m"
@@ -29,17 +30,7 @@ CHAT = {
         {"role": "assistant", "content": "Forty metres, and cold."},
     ]
 }
-DECODER = model_config.DecoderConfig(
-    num_layers=2,
-    width=16,
-    num_heads=2,
-    num_kv_heads=1,
-    head_width=8,
-    vocab_size=384,
-    ffn=model_config.DenseFfn(width=24),
-    rope=model_config.DefaultRope(theta=1e4),
-    max_positions=64,
-)
+DECODER = tiny.decoder(384)
 
 
 def shown(path: Path | str, *, has_colour: bool = False, **options: object) -> str:
@@ -78,7 +69,7 @@ def test_checkpoint_of_any_format_is_described(
     text = shown(path)
     assert f"checkpoint, {kind}" in text
     assert f"{sum(value.size for value in params.values()):,}" in text
-    assert "num_layers 2, width 16, num_heads 2, num_kv_heads 1" in text
+    assert "num_layers 2, width 32, num_heads 4, num_kv_heads 2" in text
     assert "bfloat16" in text.lower() or "BF16" in text
     assert "KiB" in text
     if kind != "consolidated":  # whose tokenizer file would be SentencePiece's
@@ -162,13 +153,13 @@ def test_jsonl_is_shown_as_it_would_be_trained(prepared: Path) -> None:
 def test_mask_text_keeps_a_letter_of_several_bytes_whole() -> None:
     tokenizer = tokenizers.load_tokenizer("bytes")
     ids = tokenizer.encode("é[b]", bos=True)
-    text = inspect.mask_text(np.array(ids), np.minimum(np.arange(len(ids)), 1), tokenizer)
+    text = documents.mask_text(np.array(ids), np.minimum(np.arange(len(ids)), 1), tokenizer)
     assert text.plain == "<bos>é[b]"
     assert [(span.start, span.end, span.style) for span in text.spans] == [
-        (0, 5, inspect.OTHER_STYLE),
-        (5, 9, inspect.TRAINED_STYLE),
+        (0, 5, documents.OTHER_STYLE),
+        (5, 9, documents.TRAINED_STYLE),
     ]
-    assert inspect.mask_text(np.array([5, 6]), np.array([0, 1]), None).plain == "5 6 "
+    assert documents.mask_text(np.array([5, 6]), np.array([0, 1]), None).plain == "5 6 "
 
 
 def test_run_directory_is_summed_up(tmp_path: Path, prepared: Path) -> None:

@@ -10,6 +10,7 @@ from data_pipelines import batches
 from mistral_jax import checkpoint
 from mistral_jax import job
 from mistral_jax import metrics
+from mistral_jax import run_directory
 from mistral_jax.config import load
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "dense.yaml"
@@ -105,7 +106,7 @@ def test_another_seed_or_learning_rate_is_refused_by_name(
 ) -> None:
     output = whole / "run" if has_finished else stopped
     changed = ["seed=1", "optimizer.learning_rate=1e-4"]
-    with pytest.raises(job.ResumeRefused) as caught:
+    with pytest.raises(run_directory.ResumeRefused) as caught:
         train(whole, f"output={output}", *changed)
     assert "seed: 0 -> 1" in str(caught.value)
     assert "optimizer.learning_rate: 0.001 -> 0.0001" in str(caught.value)

@@ -1,5 +1,7 @@
 """The report's sections as plain values for the template, one function a section.
 
+The drawn ones are in pictures.py.
+
 From: metrics.jsonl, manifest.json, config.yaml, plan.json, measured.json, eval.json, resume.json,
 samples/step_*.json, export/parity.json. A section whose file is missing is empty.
 """
@@ -9,14 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mistral_jax.report import charts
+from mistral_jax.report import pictures
+from mistral_jax.report import units
 from mistral_jax.report.files import Row
 from mistral_jax.report.files import RunFiles
-
-MEMORY_PARTS = (
-    "frozen_parameters", "trained_parameters", "optimizer_state", "gradients",
-    "activations", "layer_work", "loss_chunk", "runtime",
-)  # fmt: skip
 
 
 def build(files: RunFiles) -> Row:
@@ -28,13 +26,13 @@ def build(files: RunFiles) -> Row:
     builders: dict[str, tuple[str, Callable[[RunFiles], Any]]] = {
         "subtitle": ("manifest.json", subtitle),
         "tiles": ("eval.json, measured.json or plan.json", tiles),
-        "curves": ("metrics.jsonl", curves),
+        "curves": ("metrics.jsonl", pictures.curves),
         "held_out": ("eval.json", held_out),
         "samples": ("samples/", samples),
         "resume": ("resume.json", resume),
         "exports": ("export/parity.json", exports),
-        "predictions": ("plan.json or measured.json", predictions),
-        "memory_parts": ("plan.json", memory_parts),
+        "predictions": ("plan.json or measured.json", pictures.predictions),
+        "memory_parts": ("plan.json", pictures.memory_parts),
         "plan_sentence": ("plan.json", plan_sentence),
         "data": ("manifest.json", data),
         "facts": ("manifest.json", facts),
@@ -99,10 +97,12 @@ def tiles(files: RunFiles) -> list[Row]:
         found.append(_tile("speed", f"{middle:,.0f} tok/s", "median over the steps"))
     measured = files.measured
     if "peak_memory_bytes" in measured:
-        peak = format_bytes(measured["peak_memory_bytes"])
+        peak = units.format_bytes(measured["peak_memory_bytes"])
         found.append(_tile("peak memory", peak, "measured"))
     if "wall_s" in measured:
-        found.append(_tile("time", format_seconds(measured["wall_s"]), "wall clock, whole run"))
+        found.append(
+            _tile("time", units.format_seconds(measured["wall_s"]), "wall clock, whole run")
+        )
     if files.resume:
         rows = files.resume["steps"]
         is_equal = bool(rows) and all(row["equal"] for row in rows)
@@ -113,60 +113,6 @@ def tiles(files: RunFiles) -> list[Row]:
 
 def _tile(label: str, value: str, detail: str, tone: str = "") -> Row:
     return {"label": label, "value": value, "detail": detail, "tone": tone}
-
-
-def curves(files: RunFiles) -> list[Row]:
-    """Return the pictures: training loss, held-out loss, learning rate, speed."""
-    steps = files.metrics.steps
-    marks = []
-    if files.resume:
-        resumed, killed = files.resume["resumed_at"], files.resume["killed_at"]
-        marks = [(resumed, f"resumed at {resumed}"), (killed, f"killed at {killed}")]
-    raw = _points(steps, "loss")
-    pictures = [
-        (
-            "Training loss, nats per token",
-            charts.line_chart(
-                [
-                    charts.Series("each step", raw, colour=0, is_faint=True),
-                    charts.Series("smoothed", charts.smooth(raw), colour=0),
-                ],
-                label="training loss by step",
-                marks=marks,
-                format_value=lambda value: f"{value:.4f}",
-            ),
-        ),
-        ("Held-out loss, nats per token", _held_out_chart(files.metrics.evals)),
-        ("Learning rate", _single_chart(steps, "learning_rate", colour=2)),
-        ("Tokens per second", _single_chart(steps, "tokens_per_s", colour=3)),
-    ]
-    return [{"title": name, "picture": picture} for name, picture in pictures if picture]
-
-
-def _points(lines: list[Row], name: str) -> list[charts.Point]:
-    return [(line["step"], line.get(name)) for line in lines]
-
-
-def _held_out_chart(evals: list[Row]) -> Any:
-    sources = list(dict.fromkeys(line["eval"] for line in evals))
-    series = [
-        charts.Series(
-            name,
-            _points([line for line in evals if line["eval"] == name], "loss"),
-            colour=index + 1,
-            has_dots=True,
-        )
-        for index, name in enumerate(sources)
-    ]
-    return charts.line_chart(
-        series, label="held-out loss by step", format_value=lambda value: f"{value:.4f}"
-    )
-
-
-def _single_chart(steps: list[Row], name: str, *, colour: int) -> Any:
-    label = name.replace("_", " ")
-    series = charts.Series(label, _points(steps, name), colour=colour)
-    return charts.line_chart([series], label=f"{label} by step", starts_at_zero=True)
 
 
 def held_out(files: RunFiles) -> list[Row]:
@@ -232,51 +178,10 @@ def exports(files: RunFiles) -> list[Row]:
         {
             "format": row["format"],
             "path": row["path"],
-            "size": format_bytes(row["size_bytes"]),
+            "size": units.format_bytes(row["size_bytes"]),
             "difference": f"{row['largest_logit_difference']:.2e}",
         }
         for row in files.parity
-    ]
-
-
-def predictions(files: RunFiles) -> list[Row]:
-    """Return predicted against measured memory and time, as bars."""
-    if not files.plan:
-        return []
-    groups = [
-        ("Peak memory", files.plan["memory"]["total"], "peak_memory_bytes", format_bytes),
-        ("Time per step", files.plan["seconds_per_step"], "seconds_per_step", format_seconds),
-    ]
-    found = []
-    for name, predicted, field, form in groups:
-        pairs = [("predicted", predicted, 1)]
-        if files.measured.get(field) is not None:
-            pairs.append(("measured", files.measured[field], 0))
-        found.append({"title": name, "bars": _bars(pairs, form)})
-    return found
-
-
-def memory_parts(files: RunFiles) -> list[Row]:
-    """Return the parts of the predicted memory, as bars."""
-    if not files.plan:
-        return []
-    memory = files.plan["memory"]
-    parts = [(part.replace("_", " "), memory[part], 5) for part in MEMORY_PARTS if memory[part]]
-    return _bars(parts, format_bytes)
-
-
-def _bars(
-    parts: list[tuple[str, charts.Number, int]], form: Callable[[charts.Number], str]
-) -> list[Row]:
-    largest = max((value for _, value, _ in parts), default=0) or 1
-    return [
-        {
-            "label": label,
-            "value": form(value),
-            "percent": round(100 * value / largest, 1),
-            "colour": colour,
-        }
-        for label, value, colour in parts
     ]
 
 
@@ -350,23 +255,3 @@ def commands(folder: Path) -> list[tuple[str, str]]:
             "model.weights=~/Mistral-7B-v0.3 data.train=~/my_documents",
         ),
     ]
-
-
-def format_bytes(size_bytes: charts.Number) -> str:
-    """Return a size with a binary unit, such as 1.9 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(size_bytes) < 1024:
-            return f"{size_bytes:.0f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:,.2f} GiB"
-
-
-def format_seconds(seconds: charts.Number) -> str:
-    """Return a time as a person would say it, such as 4 min 05 s."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"

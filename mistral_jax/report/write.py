@@ -1,7 +1,7 @@
 """write_report: a run directory's JSON files in, one report.html out.
 
 Each section stands only where its file does. All texts are escaped by the template; pictures come
-from charts.py. sections.py has one function a section.
+from pictures.py, all other sections from sections.py.
 """
 
 import os

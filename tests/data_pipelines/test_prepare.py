@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines import map_tasks
 from data_pipelines import prepare
 from data_pipelines import readers
 from data_pipelines import shards
@@ -111,7 +112,7 @@ def test_rejects_are_counted_and_listed(tmp_path):
     (tmp_path / "in/bad.txt").write_bytes(b"\xff")
     (tmp_path / "in/x.jsonl").write_text('{"messages": []}\n{"text": "fine"}')
     prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES)
-    summary = prepare.manifest_summary(tmp_path / "out")
+    summary = sources.manifest_summary(tmp_path / "out")
     assert summary["rejects_by_kind"] == {"empty_chat": 1, "not_utf8": 1}
     assert summary["counts"]["kept"] == 6
     assert sum(split["documents"] for split in summary["splits"].values()) == 6
@@ -196,8 +197,8 @@ def test_a_failed_change_keeps_the_older_result(tmp_path):
     with pytest.raises(readers.NoDocuments):
         prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES)
     after = tree(tmp_path / "out")
-    assert {name: after[name] for name in before if name != prepare.STATE} == {
-        name: digest for name, digest in before.items() if name != prepare.STATE
+    assert {name: after[name] for name in before if name != map_tasks.STATE} == {
+        name: digest for name, digest in before.items() if name != map_tasks.STATE
     }
 
 
@@ -256,7 +257,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     options = {"tokenizer": BYTES, "task_bytes": 3000, "eval_fraction": 0.2}
     prepare.prepare(tmp_path / "in", tmp_path / "whole", **options)
     folder = tmp_path / "killed"
-    state = folder / prepare.STATE
+    state = folder / map_tasks.STATE
     child = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path / "in"), str(folder)])
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and child.poll() is None:

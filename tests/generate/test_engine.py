@@ -15,15 +15,12 @@ from mistral_jax.config import model as model_config
 from mistral_jax.generate import engine
 from mistral_jax.generate import sampler
 from mistral_jax.models import definition as definition_lib
+from tests import tiny
 
 PROMPTS = [[5, 9, 2], [7], list(range(10, 28))]
 MAX_TOKENS = 12
 WIDTH = 32  # of the full forward pass; longer than any prompt with its completion
-FULL = model_config.DecoderConfig(
-    num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_width=8, vocab_size=300,
-    ffn=model_config.DenseFfn(width=48), rope=model_config.DefaultRope(theta=1e4),
-    max_positions=96, init_std=0.3,
-)  # fmt: skip
+FULL = tiny.decoder(300, max_positions=96, init_std=0.3)
 # Window 5: every row rolls past it, the longest already in its prompt.
 CONFIGS = {
     "full": FULL,

@@ -13,13 +13,10 @@ from mistral_jax import sharding
 from mistral_jax.config import model as model_config
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
+from tests import tiny
 
 T = 24
-TINY = model_config.DecoderConfig(
-    num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_width=8, vocab_size=61,
-    ffn=model_config.DenseFfn(width=48), rope=model_config.DefaultRope(theta=1e4),
-    max_positions=64, init_std=0.2,
-)  # fmt: skip
+TINY = tiny.decoder(61, init_std=0.2)
 WINDOW = model_config.WindowAttention(window=5)
 VARIANTS = {
     "plain": TINY,

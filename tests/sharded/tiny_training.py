@@ -17,6 +17,7 @@ from mistral_jax.models import definition as definition_lib
 from mistral_jax.train import optimizers
 from mistral_jax.train import state as state_lib
 from mistral_jax.train import step as step_lib
+from tests import tiny
 
 # data, fsdp, tensor
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (4, 1, 2)]
@@ -24,18 +25,8 @@ NUM_STEPS = 5
 SEED = 7
 ROWS, LENGTH = 8, 16
 
-DECODER = model_config.DecoderConfig(
-    num_layers=2,
-    width=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_width=8,
-    vocab_size=64,
-    ffn=model_config.DenseFfn(width=48),
-    attention=model_config.WindowAttention(window=6),
-    rope=model_config.DefaultRope(theta=1e4),
-    qkv_bias=True,
-    max_positions=LENGTH,
+DECODER = tiny.decoder(
+    64, attention=model_config.WindowAttention(window=6), qkv_bias=True, max_positions=LENGTH
 )
 ADAPTERS = {
     "full": model_config.NoAdapter(),

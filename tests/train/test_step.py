@@ -17,13 +17,10 @@ from mistral_jax.models import definition as definition_lib
 from mistral_jax.train import optimizers
 from mistral_jax.train import state as state_lib
 from mistral_jax.train import step as step_lib
+from tests import tiny
 
 B, T, V = 8, 12, 61
-TINY = model_config.DecoderConfig(
-    num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_width=8, vocab_size=V,
-    ffn=model_config.DenseFfn(width=48), rope=model_config.DefaultRope(theta=1e4),
-    max_positions=64, init_std=0.2,
-)  # fmt: skip
+TINY = tiny.decoder(V, init_std=0.2)
 # A large epsilon: where a gradient is rounding noise, Adam would blow the noise up to a full step.
 OPTIMIZER = optimizer_config.AdamW(
     learning_rate=1e-2, warmup_steps=2, max_steps=10, epsilon=1e-3, weight_decay=0.1,

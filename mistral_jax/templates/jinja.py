@@ -1,150 +1,33 @@
-"""Chats to tokens with a loss mask: Mistral's formats by mistral-common, others by their jinja.
+"""Chat formats that a checkpoint brings as its own jinja template, run in a sandbox.
 
-The loss covers what the model has to say: an assistant's content and its end-of-turn token. Text
-inside a message is always plain text; only the format itself places control tokens, so a message
-cannot forge a turn. A template that rewrites messages, or whose prompt is no prefix of the whole
-chat, has no sound mask and is refused.
+A template that rewrites messages, or whose prompt is no prefix of the whole chat, has no sound
+mask and is refused.
 """
 
-import copy
 import dataclasses
 import functools
 import json
 import re
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 
 import jinja2
 from jinja2 import ext
 from jinja2 import nodes
 from jinja2 import parser
 from jinja2 import sandbox
-from mistral_common.exceptions import MistralCommonException
-from mistral_common.protocol.instruct.messages import UATS
-from mistral_common.protocol.instruct.normalize import get_normalizer
-from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.protocol.instruct.validator import ValidationMode
-from mistral_common.protocol.instruct.validator import get_validator
 
-from mistral_jax.tokenizers import MistralCommonTokenizer
+from mistral_jax.templates.base import Message
+from mistral_jax.templates.base import Rendered
+from mistral_jax.templates.base import TemplateError
 from mistral_jax.tokenizers import Tokenizer
 
-ROLES = ("system", "user", "assistant", "tool")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-Message = Mapping[str, Any]
-
-
-class TemplateError(ValueError):
-    """A chat that its format cannot express, or a template that cannot be used for training."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rendered:
-    """A chat as tokens; `loss_mask[i]` says that token i is one the model should produce."""
-
-    tokens: list[int]
-    loss_mask: list[bool]
-
-
-def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
-    """Return a whole chat, which ends with an assistant's turn, as tokens and loss mask.
-
-    Args:
-        messages: objects with `role` (one of `ROLES`) and `content` (text).
-        tokenizer: decides the format: Mistral's own, or its `chat_template`, or ChatML.
-
-    Raises:
-        TemplateError: an empty chat, an unknown role, no assistant's turn at the end, or a
-            template without a sound mask.
-    """
-    _check(messages)
-    if messages[-1]["role"] != "assistant":
-        raise TemplateError(
-            f"a chat to learn from must end with an assistant's turn, this one ends with "
-            f"{messages[-1]['role']!r}; drop the turns after the last answer"
-        )
-    if isinstance(tokenizer, MistralCommonTokenizer):
-        return _render_mistral(messages, tokenizer, ValidationMode.finetuning)
-    return _jinja_chat(tokenizer).render(messages)
-
-
-def render_prompt(
-    messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
-) -> list[int]:
-    """Return the tokens after which the model writes the next assistant's turn.
-
-    Raises:
-        TemplateError: an empty chat, an unknown role, or a chat that the format cannot express.
-    """
-    _check(messages)
-    if isinstance(tokenizer, MistralCommonTokenizer):
-        # Mistral's formats have no extra prompt: the end of the user's turn is the cue.
-        return _render_mistral(messages, tokenizer, ValidationMode.test).tokens
-    return _jinja_chat(tokenizer).prompt(messages, add_generation_prompt)
-
-
-def _check(messages: Sequence[Message]) -> None:
-    if not messages:
-        raise TemplateError("the chat is empty; expected at least one message")
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            role = message.get("role") if isinstance(message, Mapping) else message
-            raise TemplateError(
-                f"message {number} has role {role!r}; expected one of {', '.join(ROLES)}"
-            )
-        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-            raise TemplateError(
-                f"message {number} ({message['role']}) has content {message.get('content')!r}; "
-                f"expected text"
-            )
-
-
-def _render_mistral(
-    messages: Sequence[Message], tokenizer: MistralCommonTokenizer, mode: ValidationMode
-) -> Rendered:
-    """Let mistral-common make the tokens; its per-message parts give the mask."""
-    version, inner = tokenizer.version, tokenizer.text_tokenizer
-    # A copy, because the recording below replaces methods on the instance.
-    instruct: Any = copy.copy(tokenizer.mistral.instruct_tokenizer)
-    parts: list[tuple[bool, int]] = []
-
-    def recording(method: Callable[..., Any], is_loss: bool) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = method(*args, **kwargs)
-            # Assistants give a list of ids; the other encoders a tuple that starts with one.
-            parts.append((is_loss, len(result if is_loss else result[0])))
-            return result
-
-        return call
-
-    for role in ("user", "system", "tool", "assistant"):
-        name = f"encode_{role}_message"
-        setattr(instruct, name, recording(getattr(instruct, name), role == "assistant"))
-    try:
-        request = ChatCompletionRequest[UATS].model_validate({"messages": list(messages)})
-        get_validator(version, mode=mode).validate_request(request)
-        normalizer = get_normalizer(version, inner.model_settings_builder)
-        normalized = normalizer.from_chat_completion_request(request)
-        tokens = instruct.encode_instruct(normalized).tokens
-    except (MistralCommonException, ValueError, NotImplementedError, AssertionError) as error:
-        raise TemplateError(f"not a chat of Mistral's format {version.value}: {error}") from error
-    mask = [False] * len(instruct.start())
-    for is_loss, length in parts:
-        mask += [is_loss] * length
-    if len(mask) != len(tokens):
-        raise TemplateError(
-            f"Mistral's format {version.value} gave {len(tokens)} tokens for parts of {len(mask)}; "
-            f"this version of mistral-common is not supported"
-        )
-    return Rendered(tokens, mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +58,7 @@ class _GenerationBlock(ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _JinjaChat:
+class JinjaChat:
     """Renders by a checkpoint's own jinja template, in a sandbox."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -208,8 +91,8 @@ class _JinjaChat:
         pieces = self._pieces(messages, add_generation_prompt=False)
         return self._encode(pieces, self._spans(messages, pieces))
 
-    def prompt(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        pieces = self._pieces(messages, add_generation_prompt)
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        pieces = self._pieces(messages, add_generation_prompt=True)
         try:
             spans = self._spans(messages, pieces)
         except TemplateError:
@@ -243,13 +126,10 @@ class _JinjaChat:
         return head, self._tokenizer.encode(text[cut:])
 
     def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        special = self._tokenizer.special_tokens.items()
-        spelling: dict[int | None, str] = {number: text for text, number in special}
-        named = {
-            "bos_token": spelling.get(self._tokenizer.bos_id, ""),
-            "eos_token": spelling.get(self._tokenizer.eos_id, ""),
-            "pad_token": spelling.get(self._tokenizer.pad_id, ""),
-        }
+        tokenizer = self._tokenizer
+        ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+        spelling: dict[int | None, str] = {**tokenizer.spelling}
+        named = {f"{name}_token": spelling.get(number, "") for name, number in ids.items()}
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
@@ -344,6 +224,6 @@ def _raise(message: str) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _jinja_chat(tokenizer: Tokenizer) -> _JinjaChat:
+def chat_of(tokenizer: Tokenizer) -> JinjaChat:
     """Parse a tokenizer's template once; tokenizers compare by identity."""
-    return _JinjaChat(tokenizer)
+    return JinjaChat(tokenizer)
