@@ -6,7 +6,7 @@ pass keeps under each remat choice, not a compiler's answer.
 """
 
 import dataclasses
-import math
+import functools
 
 from mistral_jax.config.model import Adapter
 from mistral_jax.config.model import DecoderConfig
@@ -14,45 +14,60 @@ from mistral_jax.config.model import DecoderConfig
 FLOAT32_BYTES = 4
 ADAM_BYTES = 8  # two float32 moments
 LOSS_CHUNK_TOKENS = 1024  # mistral_jax/nn/loss.py, DEFAULT_CHUNK_TOKENS
-BANDED_MIN_BLOCK = 128  # mistral_jax/nn/kernels/banded.py
+BANDED_MIN_BLOCK = 64  # mistral_jax/nn/kernels/banded.py
 BANDED_MAX_BLOCKS = 32
 SCORE_IMPLEMENTATIONS = ("reference", "banded")  # these hold scores for the backward pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """One matmul of a layer: [in, out], and which mesh axes split it."""
+    """One matmul of a layer, [in, out], or one of each of its experts.
+
+    Attributes:
+        in_axis, out_axis: the mesh axis that splits this side, or None.
+        copies: how many the layer has: its experts, or 1.
+        active: how many of them one token uses.
+    """
 
     name: str
     in_width: int
     out_width: int
-    is_column: bool  # tensor axis on `out`; otherwise on `in`
+    in_axis: str | None
+    out_axis: str | None
+    copies: int = 1
+    active: int = 1
 
     @property
     def size(self) -> int:
-        """How many weights it has."""
+        """How many weights one copy has."""
         return self.in_width * self.out_width
 
 
 def projections(decoder: DecoderConfig) -> list[Projection]:
-    """Return a layer's seven matmuls."""
-    width, ffn = decoder.width, decoder.ffn.width
+    """Return a layer's matmuls: four of attention, three of the feed-forward, the router."""
+    width, ffn = decoder.width, decoder.ffn
     heads = decoder.num_heads * decoder.head_width
     kv_heads = decoder.num_kv_heads * decoder.head_width
-    return [
-        Projection("q_proj", width, heads, True),
-        Projection("k_proj", width, kv_heads, True),
-        Projection("v_proj", width, kv_heads, True),
-        Projection("o_proj", heads, width, False),
-        Projection("gate_proj", width, ffn, True),
-        Projection("up_proj", width, ffn, True),
-        Projection("down_proj", ffn, width, False),
+    table = [
+        Projection("q_proj", width, heads, "fsdp", "tensor"),
+        Projection("k_proj", width, kv_heads, "fsdp", "tensor"),
+        Projection("v_proj", width, kv_heads, "fsdp", "tensor"),
+        Projection("o_proj", heads, width, "tensor", "fsdp"),
     ]
+    copies, active = (ffn.num_experts, ffn.top_k) if ffn.kind == "moe" else (1, 1)
+    table += [
+        Projection("gate_proj", width, ffn.width, "fsdp", "tensor", copies, active),
+        Projection("up_proj", width, ffn.width, "fsdp", "tensor", copies, active),
+        Projection("down_proj", ffn.width, width, "tensor", "fsdp", copies, active),
+    ]
+    if ffn.kind == "moe":
+        table.append(Projection("router", width, ffn.num_experts, "fsdp", None))
+    return table
 
 
 def layer_matmul_parameters(decoder: DecoderConfig) -> int:
-    """Return the weights of one layer's matmuls."""
-    return sum(projection.size for projection in projections(decoder))
+    """Return the weights of one layer's matmuls, all experts."""
+    return sum(projection.size * projection.copies for projection in projections(decoder))
 
 
 def parameter_count(decoder: DecoderConfig) -> int:
@@ -64,12 +79,18 @@ def parameter_count(decoder: DecoderConfig) -> int:
     return decoder.num_layers * layer + table * (1 if decoder.tied_head else 2) + decoder.width
 
 
+def active_parameter_count(decoder: DecoderConfig) -> int:
+    """Return how many parameters one token uses, the embedding table counted whole."""
+    idle = sum(p.size * (p.copies - p.active) for p in projections(decoder))
+    return parameter_count(decoder) - decoder.num_layers * idle
+
+
 def adapter_count(decoder: DecoderConfig, adapter: Adapter) -> int:
     """Return the exact number of adapter parameters: rank (in + out) for each adapted matmul."""
     if adapter.kind != "lora":
         return 0
     widths = sum(
-        projection.in_width + projection.out_width
+        projection.copies * (projection.in_width + projection.out_width)
         for projection in projections(decoder)
         if projection.name in adapter.target_modules
     )
@@ -105,11 +126,12 @@ def flops_per_token(
     decoder: DecoderConfig, adapter: Adapter, num_tokens: int, remat: str
 ) -> StepFlops:
     """Return FLOPs per token of a row of `num_tokens`, forward and backward."""
-    layers = decoder.num_layers * layer_matmul_parameters(decoder)
+    layers = decoder.num_layers * sum(p.size * p.active for p in projections(decoder))
     head = decoder.vocab_size * decoder.width
     low_rank = adapter_count(decoder, adapter)
     per_weight = 4 if low_rank else 6
-    visible = mean_visible_keys(num_tokens, decoder.attention.reach)
+    reaches = decoder.attention.reaches
+    visible = sum(mean_visible_keys(num_tokens, reach) for reach in reaches) / len(reaches)
     # QK^T and PV: 2 FLOPs each per pair and channel; the backward pass is twice the forward.
     attention = 4 * decoder.num_layers * decoder.num_heads * decoder.head_width * visible
     model = per_weight * (layers + head) + 6 * low_rank + 3 * attention
@@ -139,19 +161,25 @@ class DeviceBytes:
         return sum(dataclasses.asdict(self).values())
 
 
+def _split(mesh: dict[str, int], size: int, axis: str | None) -> int:
+    """Return a dimension's part on one device; what the axis does not divide is whole."""
+    parts = mesh[axis] if axis else 1
+    return size // parts if size % parts == 0 else size
+
+
 def shard_bytes(decoder: DecoderConfig, mesh: dict[str, int], bytes_each: int) -> int:
     """Return the base parameters' bytes on one device; what an axis does not divide is whole."""
-    fsdp, tensor = mesh["fsdp"], mesh["tensor"]
+    split = functools.partial(_split, mesh)
 
-    def split(size: int, parts: int) -> int:
-        return size // parts if size % parts == 0 else size
+    def experts(p: Projection) -> int:
+        groups = decoder.ffn.num_groups if decoder.ffn.kind == "moe" and p.copies > 1 else 1
+        return groups * split(p.copies // groups, "expert")
 
     layer = 2 * decoder.width + sum(
-        split(p.in_width, fsdp if p.is_column else tensor)
-        * split(p.out_width, tensor if p.is_column else fsdp)
+        experts(p) * split(p.in_width, p.in_axis) * split(p.out_width, p.out_axis)
         for p in projections(decoder)
     )
-    table = split(decoder.vocab_size, tensor) * split(decoder.width, fsdp)
+    table = split(decoder.vocab_size, "tensor") * split(decoder.width, "fsdp")
     tables = table * (1 if decoder.tied_head else 2)
     return bytes_each * (decoder.num_layers * layer + tables + decoder.width)
 
@@ -160,13 +188,12 @@ def adapter_shard_count(decoder: DecoderConfig, adapter: Adapter, mesh: dict[str
     """Return the adapter parameters on one device; A is split like the input, B like the output."""
     if adapter.kind != "lora":
         return 0
-    count = 0
-    for p in projections(decoder):
-        if p.name not in adapter.target_modules:
-            continue
-        in_parts, out_parts = (mesh["fsdp"], mesh["tensor"])[:: 1 if p.is_column else -1]
-        count += p.in_width // math.gcd(p.in_width, in_parts)
-        count += p.out_width // math.gcd(p.out_width, out_parts)
+    split = functools.partial(_split, mesh)
+    count = sum(
+        split(p.in_width, p.in_axis) + split(p.out_width, p.out_axis)
+        for p in projections(decoder)
+        if p.name in adapter.target_modules
+    )
     return decoder.num_layers * adapter.rank * count
 
 
@@ -174,7 +201,9 @@ def _kept_per_token(decoder: DecoderConfig, remat: str, tensor: int, compute_byt
     """Return bytes that one layer keeps for the backward pass for each token, scores aside."""
     heads = decoder.num_heads * decoder.head_width / tensor
     kv_heads = decoder.num_kv_heads * decoder.head_width / tensor
-    ffn = decoder.ffn.width / tensor
+    # All experts run on every token, but the scan over them keeps their hidden states.
+    copies = decoder.ffn.num_experts if decoder.ffn.kind == "moe" else 1
+    ffn = copies * decoder.ffn.width / tensor
     boundary = decoder.width
     matmul_outputs = heads + 2 * kv_heads + 2 * ffn + 2 * decoder.width
     # Two norms' outputs, rotated q and k, the attention output, silu(gate) and the product.
@@ -196,8 +225,8 @@ def _score_bytes(
     keys: float = num_tokens
     if attention == "banded":
         block = max(BANDED_MIN_BLOCK, -(-num_tokens // BANDED_MAX_BLOCKS))
-        reach = min(decoder.attention.reach or num_tokens, num_tokens)
-        keys = min(num_tokens, mean_visible_keys(num_tokens, reach) + block / 2)
+        visible = [mean_visible_keys(num_tokens, reach) for reach in decoder.attention.reaches]
+        keys = min(num_tokens, sum(visible) / len(visible) + block / 2)
     return decoder.num_heads / tensor * keys * (FLOAT32_BYTES + compute_bytes)
 
 

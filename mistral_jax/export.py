@@ -5,13 +5,9 @@ the model refuses before anything is written.
 """
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -26,6 +22,7 @@ from mistral_jax.formats import safetensors_file
 from mistral_jax.formats.tensor_source import TensorSource
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
+from mistral_jax.models import streamed
 from mistral_jax.models import weights
 
 FORMATS = ("hf", "consolidated", "gguf", "peft")
@@ -150,51 +147,15 @@ def load_adapter(
 
 
 def reference_logits(
-    reader_or_params: readers.ParamReader | definition_lib.Params,
+    source: readers.ParamReader | definition_lib.Params,
     config: model_config.DecoderConfig,
     adapter: model_config.Adapter | None = None,
 ) -> np.ndarray:
     """Return float32 logits over a fixed row of tokens, [T, V]; what parity is measured on."""
-    definition, run = _logits_program(config, adapter)  # pyright: ignore[reportArgumentType]
-    params = (
-        reader_or_params
-        if isinstance(reader_or_params, dict)
-        else stacked_params(reader_or_params, definition)
-    )
+    reader = readers.TreeReader(source, config) if isinstance(source, dict) else source
     length = min(PARITY_TOKENS, config.max_positions)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length), np.int32)
-    wide = {path: jnp.asarray(value, jnp.float32) for path, value in params.items()}
-    return np.asarray(run(wide, jnp.asarray(tokens)))
-
-
-@functools.lru_cache(maxsize=4)  # an export and its reload are one program, compiled once
-def _logits_program(
-    config: model_config.DecoderConfig, adapter: model_config.Adapter | None
-) -> tuple[definition_lib.Definition, Callable]:
-    definition = definition_lib.define(config, adapter=adapter)
-
-    def run(params: definition_lib.Params, tokens: jax.Array) -> jax.Array:
-        model = definition.bind(params)
-        hidden, _ = model.hidden(tokens, jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
-        return model.logits(hidden)[0]
-
-    return definition, jax.jit(run)
-
-
-def stacked_params(
-    reader: readers.ParamReader, definition: definition_lib.Definition
-) -> dict[str, np.ndarray]:
-    """Return every base parameter of a reader, stacked, in float32."""
-    params = {}
-    for path, shape in definition.shapes.items():
-        if not path.startswith(definition_lib.STACKED_PREFIX):
-            params[path] = np.asarray(reader.read(path, None), np.float32)
-            continue
-        stacked = np.empty(shape.shape, np.float32)
-        for layer in range(shape.shape[0]):
-            stacked[layer] = reader.read(path, layer)
-        params[path] = stacked
-    return params
+    return streamed.logits(reader, config, tokens, adapter)[0]
 
 
 def reload_logits(exported: Exported, base: readers.ParamReader | None = None) -> np.ndarray:
@@ -223,7 +184,7 @@ def with_parity(exported: Exported, expected: np.ndarray, found: np.ndarray) -> 
 
 def _source(reader: readers.ParamReader, entry: names.Entry, dtype: np.dtype) -> TensorSource:
     def load() -> np.ndarray:
-        wide = names.to_foreign(reader.read(entry.path, entry.layer), entry)
+        wide = names.to_foreign(reader.read(entry.path, entry.index), entry)
         with np.errstate(over="ignore"):
             narrow = wide.astype(dtype)
         # float16 ends at 65,504; bfloat16 reaches as far as float32.
@@ -253,8 +214,9 @@ def _write_gguf(
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = []
     for entry in names.entries(reader.config, "gguf"):
-        # llama.cpp wants norms and biases in F32 whatever the weights are in.
-        own_kind = kind if len(entry.shape) == 2 else "F32"
+        # llama.cpp wants norms, biases and routers in F32 whatever the weights are in.
+        is_matrix = len(entry.shape) > 1 and not entry.path.endswith("router/kernel")
+        own_kind = kind if is_matrix else "F32"
         dtype_in = DTYPES["bfloat16"] if own_kind == "BF16" else np.dtype(np.float32)
         if own_kind == "F16":
             dtype_in = np.dtype(np.float16)

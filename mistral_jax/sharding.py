@@ -25,6 +25,7 @@ RULES: dict[str, MeshAxes] = {
     "layer": None,
     "embed": "fsdp",
     "mlp": "tensor",
+    "expert": "expert",
     "heads": "tensor",
     "kv_heads": "tensor",
     "vocab": "tensor",

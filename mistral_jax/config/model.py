@@ -13,7 +13,10 @@ from pydantic import model_validator
 from mistral_jax.config.base import Count
 from mistral_jax.config.base import Fraction
 from mistral_jax.config.base import Node
+from mistral_jax.config.base import NonNegative
 from mistral_jax.config.base import Positive
+
+Reach = int | None
 
 
 class FullAttention(Node):
@@ -22,9 +25,9 @@ class FullAttention(Node):
     kind: Literal["full"] = "full"
 
     @property
-    def reach(self) -> int | None:
-        """How many keys a query may see, itself included; None for all."""
-        return None
+    def reaches(self) -> tuple[Reach, ...]:
+        """How many keys a query may see, itself included, layer by layer; repeats. None is all."""
+        return (None,)
 
 
 class WindowAttention(Node):
@@ -34,12 +37,32 @@ class WindowAttention(Node):
     window: Count
 
     @property
-    def reach(self) -> int | None:
-        """How many keys a query may see, itself included."""
-        return self.window
+    def reaches(self) -> tuple[Reach, ...]:
+        """How many keys a query may see, itself included, layer by layer; repeats."""
+        return (self.window,)
 
 
-Attention = Annotated[FullAttention | WindowAttention, Field(discriminator="kind")]
+class InterleavedAttention(Node):
+    """Layers with and without a window in turns (Ministral 8B).
+
+    Attributes:
+        window: of the windowed layers.
+        period: which layers have it; the sequence repeats over the depth.
+    """
+
+    kind: Literal["interleaved"] = "interleaved"
+    window: Count
+    period: tuple[Literal["window", "full"], ...] = Field(min_length=2)
+
+    @property
+    def reaches(self) -> tuple[Reach, ...]:
+        """How many keys a query may see, itself included, layer by layer; repeats. None is all."""
+        return tuple(self.window if layer == "window" else None for layer in self.period)
+
+
+Attention = Annotated[
+    FullAttention | WindowAttention | InterleavedAttention, Field(discriminator="kind")
+]
 
 
 class DenseFfn(Node):
@@ -49,11 +72,97 @@ class DenseFfn(Node):
     width: Count
 
 
+class MoeFfn(Node):
+    """A mixture of SwiGLU experts, of which each token uses the `top_k` that its router favours.
+
+    Weights are a softmax over all experts, renormalised over the chosen ones (Mixtral,
+    arXiv:2401.04088).
+
+    Attributes:
+        width: of one expert.
+        num_experts: in all groups together.
+        num_groups: experts are stored by group, [group, expert in group].
+        top_k: experts of a token.
+    """
+
+    kind: Literal["moe"] = "moe"
+    width: Count
+    num_experts: Count
+    num_groups: Count = 1
+    top_k: Count
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> "MoeFfn":
+        if self.num_experts % self.num_groups:
+            raise ValueError(
+                f"num_experts ({self.num_experts}) must be a multiple of "
+                f"num_groups ({self.num_groups})"
+            )
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"top_k ({self.top_k}) must not be above num_experts ({self.num_experts})"
+            )
+        return self
+
+
+Ffn = Annotated[DenseFfn | MoeFfn, Field(discriminator="kind")]
+
+
 class DefaultRope(Node):
     """Rotary embedding with one base, as in RoFormer (arXiv:2104.09864)."""
 
     kind: Literal["default"] = "default"
     theta: Positive
+
+
+class YarnRope(Node):
+    """Rotary embedding stretched by YaRN (arXiv:2309.00071).
+
+    Attributes:
+        theta: the base.
+        factor: how many times longer than in pretraining.
+        original_max_positions: positions of the pretraining.
+        beta_fast, beta_slow: rotations over the original length above which a frequency stays,
+            and below which it is divided by `factor`; between them a ramp.
+        mscale, mscale_all_dim: their logarithmic gains, numerator and denominator of the factor
+            on cosines and sines; 0 means not given.
+        attention_factor: that factor itself, where a checkpoint fixes it.
+        truncate: round the ends of the ramp outwards to whole dimensions.
+    """
+
+    kind: Literal["yarn"] = "yarn"
+    theta: Positive
+    factor: Positive
+    original_max_positions: Count
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    mscale: NonNegative = 0.0
+    mscale_all_dim: NonNegative = 0.0
+    attention_factor: Positive | None = None
+    truncate: bool = True
+
+
+Rope = Annotated[DefaultRope | YarnRope, Field(discriminator="kind")]
+
+
+class NoQueryScaling(Node):
+    """Queries are scaled by the head's width alone."""
+
+    kind: Literal["none"] = "none"
+
+
+class LogQueryScaling(Node):
+    """Queries grow as 1 + beta * log(1 + floor(position / period)), as in Llama 4.
+
+    Keeps attention sharp where many keys compete; 1 at every position below `period`.
+    """
+
+    kind: Literal["log"] = "log"
+    beta: Positive
+    period: Count
+
+
+QueryScaling = Annotated[NoQueryScaling | LogQueryScaling, Field(discriminator="kind")]
 
 
 class DecoderConfig(Node):
@@ -66,9 +175,10 @@ class DecoderConfig(Node):
     num_kv_heads: Count
     head_width: Count
     vocab_size: Count
-    ffn: DenseFfn
+    ffn: Ffn
     attention: Attention = FullAttention()
-    rope: DefaultRope
+    rope: Rope
+    query_scaling: QueryScaling = NoQueryScaling()
     norm_epsilon: Positive = 1e-5
     tied_head: bool = False
     qkv_bias: bool = False
@@ -85,6 +195,11 @@ class DecoderConfig(Node):
             )
         if self.head_width % 2:
             raise ValueError(f"head_width must be even for rotary positions, got {self.head_width}")
+        if self.num_layers % len(self.attention.reaches):
+            raise ValueError(
+                f"num_layers ({self.num_layers}) must be a multiple of the attention's period "
+                f"({len(self.attention.reaches)})"
+            )
         return self
 
 

@@ -111,7 +111,7 @@ class WeightsFile:
 
 def decoder_shape(decoder: Mapping[str, Any]) -> DecoderShape:
     """Give plain decoder fields the attributes that the name tables read."""
-    ffn = SimpleNamespace(width=decoder["ffn"]["width"])
+    ffn = SimpleNamespace(**{"num_groups": 1, **decoder["ffn"]})
     shape: Any = SimpleNamespace(**{**decoder, "ffn": ffn})
     return shape
 

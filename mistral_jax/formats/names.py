@@ -1,13 +1,15 @@
 """Where each of our decoder's parameters lives in other people's files, and in which layout.
 
-Ours: kernels `[in, out]`, all layers stacked on a leading axis, rotary embedding in the
-rotate-half order of Hugging Face. Theirs: one `[out, in]` tensor per layer; GGUF (llama) and
-Mistral's consolidated files order the rows of q and k for interleaved rotary pairs.
-The functions here move one layer's array and never copy more than numpy must.
+Ours: kernels `[in, out]`, all layers stacked on a leading axis (experts on two more: group, expert
+of the group), rotary embedding in the rotate-half order of Hugging Face. Theirs: one `[out, in]`
+tensor per layer and expert, but GGUF stacks a layer's experts; GGUF (llama) and Mistral's
+consolidated files order the rows of q and k for interleaved rotary pairs.
+The functions here move one tensor's array and never copy more than numpy must.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 from typing import Protocol
 from typing import runtime_checkable
 
@@ -54,14 +56,33 @@ _LAYER_NAMES = {
     "up_proj": {"hf": "mlp.up_proj", "gguf": "ffn_up", "consolidated": "feed_forward.w3"},
     "down_proj": {"hf": "mlp.down_proj", "gguf": "ffn_down", "consolidated": "feed_forward.w2"},
 }
+# Mixtral's: the router, and an expert's three matrices ({} is the expert; GGUF stacks them).
+_ROUTER_NAMES = {
+    "hf": "block_sparse_moe.gate",
+    "gguf": "ffn_gate_inp",
+    "consolidated": "feed_forward.gate",
+}
+_EXPERT_NAMES = {
+    "gate_proj": {
+        "hf": "block_sparse_moe.experts.{}.w1",
+        "gguf": "ffn_gate_exps",
+        "consolidated": "feed_forward.experts.{}.w1",
+    },
+    "up_proj": {
+        "hf": "block_sparse_moe.experts.{}.w3",
+        "gguf": "ffn_up_exps",
+        "consolidated": "feed_forward.experts.{}.w3",
+    },
+    "down_proj": {
+        "hf": "block_sparse_moe.experts.{}.w2",
+        "gguf": "ffn_down_exps",
+        "consolidated": "feed_forward.experts.{}.w2",
+    },
+}
 _LAYER_PREFIX = {"hf": "model.layers.{}.", "gguf": "blk.{}.", "consolidated": "layers.{}."}
 _PEFT_PREFIX = "base_model.model."
 
-
-@runtime_checkable
-class _FeedForwardShape(Protocol):
-    @property
-    def width(self) -> int: ...
+Index = tuple[int, ...]
 
 
 @runtime_checkable
@@ -85,7 +106,9 @@ class DecoderShape(Protocol):
     @property
     def qkv_bias(self) -> bool: ...
     @property
-    def ffn(self) -> _FeedForwardShape: ...
+    def ffn(self) -> Any:
+        """Has kind and width; experts also num_experts and num_groups."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,21 +116,24 @@ class Entry:
     """One tensor of a foreign file and the place of its content in our tree.
 
     Attributes:
-        path: our parameter's path; the array there is stacked over layers if `layer` is set.
+        path: our parameter's path.
         foreign_name: the tensor's name in the file.
-        layer: index on our leading axis, None for embedding, final norm and head.
+        index: where in our array it goes: () for embedding, final norm and head, (layer,), or
+            (layer, group, expert of the group).
         transpose: the file holds `[out, in]` where we hold `[in, out]`.
         permute_heads: number of heads whose rows the file keeps in interleaved rotary order,
             None where the file has our own (rotate-half) order.
         shape: the tensor's shape in the file.
+        num_groups: of the experts that the tensor stacks on its first axis, or None.
     """
 
     path: str
     foreign_name: str
-    layer: int | None
+    index: Index
     transpose: bool
     permute_heads: int | None
     shape: tuple[int, ...]
+    num_groups: int | None = None
 
 
 def projection_sizes(shape: DecoderShape) -> dict[str, tuple[int, int]]:
@@ -156,13 +182,15 @@ def entries(
         return _adapter_entries(shape, target_modules, rank)
     if format == "consolidated" and shape.qkv_bias:
         raise ValueError("consolidated files cannot hold q/k/v biases; use the format hf or gguf")
+    if shape.qkv_bias and shape.ffn.kind == "moe":
+        raise ValueError("no format here holds both experts and q/k/v biases")
     outer = {
         "embed/embedding": (shape.vocab_size, shape.width),
         "final_norm/scale": (shape.width,),
         "head/kernel": (shape.vocab_size, shape.width),
     }
     table = [
-        Entry(path, _OUTER_NAMES[path][format], None, path == "head/kernel", None, size)
+        Entry(path, _OUTER_NAMES[path][format], (), path == "head/kernel", None, size)
         for path, size in outer.items()
         if path != "head/kernel" or not shape.tied_head
     ]
@@ -176,24 +204,57 @@ def _layer_entries(shape: DecoderShape, format: str, layer: int) -> list[Entry]:
     # llama.cpp runs biased (qwen2) models with rotate-half rotary: their rows stay as they are.
     is_interleaved = format == "consolidated" or (format == "gguf" and not shape.qkv_bias)
     heads = {"q_proj": shape.num_heads, "k_proj": shape.num_kv_heads} if is_interleaved else {}
+    has_experts = shape.ffn.kind == "moe"
     table = []
     for norm in ("attention_norm", "mlp_norm"):
         name = f"{prefix}{_LAYER_NAMES[norm][format]}.weight"
-        table.append(Entry(f"layers/{norm}/scale", name, layer, False, None, (shape.width,)))
+        table.append(Entry(f"layers/{norm}/scale", name, (layer,), False, None, (shape.width,)))
     for projection, (size_in, size_out) in projection_sizes(shape).items():
-        name, path = prefix + _LAYER_NAMES[projection][format], projection_path(projection)
+        path = projection_path(projection)
+        if has_experts and projection in MLP_PROJECTIONS:
+            table += _expert_entries(shape, format, layer, projection, (size_out, size_in))
+            continue
+        name = prefix + _LAYER_NAMES[projection][format]
         permute = heads.get(projection)
         table.append(
-            Entry(f"{path}/kernel", f"{name}.weight", layer, True, permute, (size_out, size_in))
+            Entry(f"{path}/kernel", f"{name}.weight", (layer,), True, permute, (size_out, size_in))
         )
         if shape.qkv_bias and projection in ("q_proj", "k_proj", "v_proj"):
-            table.append(Entry(f"{path}/bias", f"{name}.bias", layer, False, permute, (size_out,)))
+            table.append(
+                Entry(f"{path}/bias", f"{name}.bias", (layer,), False, permute, (size_out,))
+            )
+    if has_experts:
+        name = f"{prefix}{_ROUTER_NAMES[format]}.weight"
+        size = (shape.ffn.num_experts, shape.width)
+        table.append(Entry("layers/mlp/router/kernel", name, (layer,), True, None, size))
     return table
+
+
+def _expert_entries(
+    shape: DecoderShape, format: str, layer: int, projection: str, size: tuple[int, int]
+) -> list[Entry]:
+    """List one projection of a layer's experts; `size` is [out, in]."""
+    path = f"{projection_path(projection)}/kernel"
+    name = f"{_LAYER_PREFIX[format].format(layer)}{_EXPERT_NAMES[projection][format]}.weight"
+    groups, experts = shape.ffn.num_groups, shape.ffn.num_experts
+    if format == "gguf":
+        return [Entry(path, name, (layer,), True, None, (experts, *size), num_groups=groups)]
+    return [
+        Entry(
+            path, name.format(expert), (layer, *divmod(expert, experts // groups)), True, None, size
+        )
+        for expert in range(experts)
+    ]
 
 
 def _adapter_entries(
     shape: DecoderShape, target_modules: Sequence[str], rank: int | None
 ) -> list[Entry]:
+    if shape.ffn.kind == "moe" and set(target_modules) & set(MLP_PROJECTIONS):
+        raise ValueError(
+            "adapters on a mixture's experts are not written yet; target_modules may be "
+            f"{', '.join(ATTENTION_PROJECTIONS)}"
+        )
     unknown = [module for module in target_modules if module not in PROJECTIONS]
     if unknown or not target_modules:
         raise ValueError(
@@ -214,14 +275,16 @@ def _adapter_entries(
                 ("lora_b", "lora_B", (size_out, rank)),
             ):
                 table.append(
-                    Entry(f"{path}/{ours}", f"{name}.{theirs}.weight", layer, True, None, size)
+                    Entry(f"{path}/{ours}", f"{name}.{theirs}.weight", (layer,), True, None, size)
                 )
     return table
 
 
 def to_foreign(array: np.ndarray, entry: Entry) -> np.ndarray:
-    """Bring one of our arrays (one layer's slice) into the file's layout."""
-    array = array.T if entry.transpose else array
+    """Bring one of our arrays (its slice at `entry.index`) into the file's layout."""
+    if entry.num_groups is not None:
+        array = array.reshape(-1, *array.shape[2:])
+    array = array.swapaxes(-1, -2) if entry.transpose else array
     if entry.permute_heads is None:
         return array
     halves = (entry.permute_heads, 2, array.shape[0] // entry.permute_heads // 2)
@@ -229,8 +292,11 @@ def to_foreign(array: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def from_foreign(array: np.ndarray, entry: Entry) -> np.ndarray:
-    """Bring a file's tensor into our layout (one layer's slice); inverse of `to_foreign`."""
+    """Bring a file's tensor into our layout (the slice at `entry.index`); inverts `to_foreign`."""
     if entry.permute_heads is not None:
         pairs = (entry.permute_heads, array.shape[0] // entry.permute_heads // 2, 2)
         array = array.reshape(*pairs, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-    return array.T if entry.transpose else array
+    array = array.swapaxes(-1, -2) if entry.transpose else array
+    if entry.num_groups is not None:
+        array = array.reshape(entry.num_groups, -1, *array.shape[1:])
+    return array

@@ -154,7 +154,7 @@ def adapter_sources(
 
     def source(entry: Entry) -> TensorSource:
         def load() -> np.ndarray:
-            return names.to_foreign(arrays[entry.path][entry.layer], entry).astype(dtype)
+            return names.to_foreign(arrays[entry.path][entry.index], entry).astype(dtype)
 
         return TensorSource(entry.foreign_name, entry.shape, np.dtype(dtype), load)
 

@@ -32,8 +32,9 @@ def empty_cache(
 ) -> decoder_lib.Cache:
     """Return a cache for sequences up to `max_length` tokens; fewer slots under a window."""
     config = definition.config
-    reach = config.attention.reach
-    num_slots = max_length if reach is None else min(max_length, reach)
+    # All layers share slot positions: one layer without a window needs them all.
+    longest = max(reach or max_length for reach in config.attention.reaches)
+    num_slots = min(max_length, longest)
     shape = (config.num_layers, batch_size, num_slots, config.num_kv_heads, config.head_width)
     zeros = jnp.zeros(shape, definition.runtime.compute_dtype)
     return decoder_lib.Cache(

@@ -7,6 +7,7 @@ not grow with depth.
 
 import dataclasses
 import functools
+import operator
 from typing import Literal
 
 import jax
@@ -26,6 +27,7 @@ from mistral_jax.nn import cache as kv_cache
 from mistral_jax.nn import ffn
 from mistral_jax.nn import layers
 from mistral_jax.nn import masks
+from mistral_jax.nn import rope
 
 Remat = Literal["none", "dots", "full"]
 REMAT_POLICIES = {
@@ -75,12 +77,13 @@ class Block(nnx.Module):
             rngs=rngs,
         )
         self.mlp_norm = norm()
-        self.mlp = ffn.SwiGlu(config, compute_dtype=runtime.compute_dtype, rngs=rngs)
+        self.mlp = ffn.feed_forward(config, compute_dtype=runtime.compute_dtype, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         spec: masks.AttentionSpec,
+        rotary: rope.Rotary,
         *,
         cache: kv_cache.LayerCache | None,
         dropout_key: PRNGKeyArray | None,
@@ -92,7 +95,7 @@ class Block(nnx.Module):
             else (rng.counter_key(dropout_key, 0), rng.counter_key(dropout_key, 1))
         )
         attended, cache = self.attention(
-            self.attention_norm(x), spec, cache=cache, dropout_key=first
+            self.attention_norm(x), spec, rotary, cache=cache, dropout_key=first
         )
         x = x + attended
         x = x + self.mlp(self.mlp_norm(x), dropout_key=second)
@@ -154,46 +157,75 @@ class Decoder(nnx.Module):
         """
         x = self.embed(tokens)
         x = sharding.constrain(x, ("batch", "sequence", "width"))
-        reach = self.config.attention.reach
-        is_decoding = cache is not None and tokens.shape[1] == 1
+        x, cache = self.run_layers(x, positions, segment_ids, cache=cache, dropout_key=dropout_key)
+        return self.final_norm(x), cache
+
+    def run_layers(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
+        *,
+        cache: Cache | None = None,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Return what the stack makes of embedded tokens, before the final norm; see `hidden`."""
+        rotary = rope.rotary(
+            positions, self.config.rope, self.config.query_scaling, self.config.head_width
+        )
+        is_decoding = cache is not None and x.shape[1] == 1
         if cache is not None:
             cache = dataclasses.replace(
                 cache, positions=kv_cache.write_positions(cache.positions, positions)
             )
         if cache is not None and is_decoding:
-            spec = masks.AttentionSpec(positions, cache.positions, reach=reach)
+            spec = masks.AttentionSpec(positions, cache.positions)
         else:
-            spec = masks.row_spec(positions, segment_ids, reach=reach)
-        x, layer_caches = self._run_layers(x, spec, cache, dropout_key)
-        x = self.final_norm(x)
+            spec = masks.row_spec(positions, segment_ids)
+        x, layer_caches = self._scan(x, spec, rotary, cache, dropout_key)
         if cache is None or layer_caches is None:
             return x, None
         return x, dataclasses.replace(cache, layers=layer_caches)
 
-    def _run_layers(
+    def _scan(
         self,
         x: Float[Array, "B T D"],
         spec: masks.AttentionSpec,
+        rotary: rope.Rotary,
         cache: Cache | None,
         dropout_key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "B T D"], kv_cache.LayerCache | None]:
+        """Scan over the periods of the stack; a period's layers differ in their reach alone."""
         graph, state = nnx.split(self.layers)
 
         def run_layer(
-            x: Float[Array, "B T D"], inputs: tuple
+            x: Float[Array, "B T D"], inputs: tuple, *, reach: int | None
         ) -> tuple[Float[Array, "B T D"], kv_cache.LayerCache | None]:
             layer_state, layer_cache, index = inputs
             key = None if dropout_key is None else rng.counter_key(dropout_key, index)
             block = nnx.merge(graph, layer_state)
-            return block(x, spec, cache=layer_cache, dropout_key=key)
+            layer_spec = dataclasses.replace(spec, reach=reach)
+            return block(x, layer_spec, rotary, cache=layer_cache, dropout_key=key)
 
+        runs = [
+            functools.partial(run_layer, reach=reach) for reach in self.config.attention.reaches
+        ]
         if self.runtime.remat != "none":
-            run_layer = jax.checkpoint(
-                run_layer, policy=REMAT_POLICIES[self.runtime.remat], prevent_cse=False
-            )
-        layer_caches = None if cache is None else cache.layers
+            policy = REMAT_POLICIES[self.runtime.remat]
+            runs = [jax.checkpoint(run, policy=policy, prevent_cse=False) for run in runs]
+
+        def run_period(x: Float[Array, "B T D"], inputs: tuple) -> tuple:
+            caches = []
+            for offset, run in enumerate(runs):
+                x, layer_cache = run(x, jax.tree.map(operator.itemgetter(offset), inputs))
+                caches.append(layer_cache)
+            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+
         indices = jnp.arange(self.config.num_layers, dtype=jnp.uint32)
-        return jax.lax.scan(run_layer, x, (state, layer_caches, indices))
+        stacked = (state, None if cache is None else cache.layers, indices)
+        periods = jax.tree.map(lambda leaf: leaf.reshape(-1, len(runs), *leaf.shape[1:]), stacked)
+        x, caches = jax.lax.scan(run_period, x, periods)
+        return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), caches)
 
     def head_kernel(self) -> Float[Array, "D V"]:
         """Return the output projection, tied or not."""

@@ -1,7 +1,7 @@
-"""One layer of one parameter at a time, in our layout, from wherever the numbers are.
+"""One slice of one parameter at a time, in our layout, from wherever the numbers are.
 
-Export, merge and verify go through a reader, so that host memory holds one layer's tensor and
-not the model. NumPy only.
+Export, merge and verify go through a reader, so that host memory holds one layer's tensor (or one
+expert's) and not the model. NumPy only.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ class ParamReader(Protocol):
 
     config: model_config.DecoderConfig
 
-    def read(self, path: str, layer: int | None) -> Shaped[np.ndarray, "..."]:
-        """Return one parameter: of one layer, or whole where `layer` is None."""
+    def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
+        """Return a parameter's slice: (layer,), (layer, group, expert), or () for the whole."""
         ...
 
     def dtype(self, path: str) -> np.dtype:
@@ -43,18 +43,42 @@ class FileReader:
     def __init__(self, weights: detect.WeightsFile, config: model_config.DecoderConfig) -> None:
         self.config = config
         self._weights = weights
-        self._entries = {(entry.path, entry.layer): entry for entry in weights.entries()}
+        self._entries: dict[str, dict[names.Index, names.Entry]] = {}
+        for entry in weights.entries():
+            self._entries.setdefault(entry.path, {})[entry.index] = entry
+        # The last tensor that holds more than was asked for: a GGUF's stacked experts.
+        self._kept: tuple[str, np.ndarray] | None = None
 
-    def read(self, path: str, layer: int | None) -> Shaped[np.ndarray, "..."]:
-        """Return one parameter; see ParamReader."""
-        entry = self._entries[path, layer]
+    def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
+        """Return one slice; see ParamReader. The file may hold it whole, in parts or in a stack."""
+        entries = self._entries[path]
+        if index in entries:
+            return self._read(entries[index])
+        for length in range(len(index)):
+            if index[:length] in entries:
+                return self._read_kept(entries[index[:length]])[index[length:]]
+        parts = {own: entry for own, entry in entries.items() if own[: len(index)] == index}
+        inner = [own[len(index) :] for own in parts]
+        first = self._read(next(iter(parts.values())))
+        counts = tuple(max(axis) + 1 for axis in zip(*inner, strict=True))
+        whole = np.empty((*counts, *first.shape), first.dtype)
+        for place, entry in zip(inner, parts.values(), strict=True):
+            whole[place] = self._read(entry)
+        return whole
+
+    def _read(self, entry: names.Entry) -> Shaped[np.ndarray, "..."]:
         return names.from_foreign(self._weights.tensor(entry.foreign_name), entry)
+
+    def _read_kept(self, entry: names.Entry) -> Shaped[np.ndarray, "..."]:
+        if self._kept is None or self._kept[0] != entry.foreign_name:
+            self._kept = (entry.foreign_name, self._read(entry))
+        return self._kept[1]
 
     def dtype(self, path: str) -> np.dtype:
         """Return the dtype that `read` gives (float32 for quantised files)."""
-        entry = next(entry for (name, _), entry in self._entries.items() if name == path)
         if self._weights.kind == "gguf":
             return np.dtype(np.float32)
+        entry = next(iter(self._entries[path].values()))
         return self._weights.tensor(entry.foreign_name).dtype
 
 
@@ -66,10 +90,9 @@ class TreeReader:
         self.config = config
         self._params = params
 
-    def read(self, path: str, layer: int | None) -> Shaped[np.ndarray, "..."]:
-        """Return one parameter; see ParamReader."""
-        value = self._params[path]
-        return np.asarray(value if layer is None else value[layer])
+    def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
+        """Return one slice; see ParamReader."""
+        return np.asarray(self._params[path][index])
 
     def dtype(self, path: str) -> np.dtype:
         """Return the dtype that `read` gives."""
@@ -90,14 +113,14 @@ class MergedReader:
         self._adapters = adapters
         self._scale = scale
 
-    def read(self, path: str, layer: int | None) -> Shaped[np.ndarray, "..."]:
-        """Return one parameter; see ParamReader."""
-        value = self._base.read(path, layer)
+    def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
+        """Return one slice; see ParamReader."""
+        value = self._base.read(path, index)
         prefix = path.removesuffix("kernel")
         if not path.endswith("/kernel") or f"{prefix}lora_a" not in self._adapters:
             return value
         lora_a, lora_b = (
-            np.asarray(self._adapters[f"{prefix}{name}"][layer]) for name in lora.ADAPTER_NAMES
+            np.asarray(self._adapters[f"{prefix}{name}"][index]) for name in lora.ADAPTER_NAMES
         )
         return lora.merged(value, lora_a, lora_b, self._scale)
 

@@ -1,7 +1,7 @@
-"""Checkpoints of any supported format into our parameters, layer by layer, onto a mesh.
+"""Checkpoints of any supported format into our parameters, tensor by tensor, onto a mesh.
 
 Host memory holds one layer's tensor at a time beside what the devices hold: a stacked parameter
-grows on the device, one donated update for each layer.
+grows on the device, one donated update for each layer (or expert).
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jaxtyping import Array
+from jaxtyping import Int
 from jaxtyping import Shaped
 
 from mistral_jax import precision
@@ -125,17 +126,20 @@ def _place(
     dtype: np.dtype,
     target: NamedSharding,
 ) -> Shaped[Array, "..."]:
-    if entries[0].layer is None:
+    if not entries[0].index:
         return jax.device_put(np.ascontiguousarray(read(entries[0])).astype(dtype), target)
     stacked = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=target)()
     for entry in entries:
-        layer = np.ascontiguousarray(read(entry)).astype(dtype)
-        stacked = _set_layer(stacked, layer, jnp.int32(entry.layer))
+        part = np.ascontiguousarray(read(entry)).astype(dtype)
+        stacked = _set_part(stacked, part, np.asarray(entry.index, np.int32))
     return stacked
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(
-    stacked: Shaped[Array, "L ..."], layer: Shaped[Array, "..."], index: Shaped[Array, ""]
-) -> Shaped[Array, "L ..."]:
-    return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
+def _set_part(
+    stacked: Shaped[Array, "..."], part: Shaped[Array, "..."], index: Int[Array, " axes"]
+) -> Shaped[Array, "..."]:
+    """Write a slice at an index on the leading axes."""
+    num_axes = index.shape[0]
+    starts = [*index, *[0] * (stacked.ndim - num_axes)]
+    return jax.lax.dynamic_update_slice(stacked, part[(None,) * num_axes], starts)

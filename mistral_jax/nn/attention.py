@@ -95,6 +95,7 @@ class GroupedQueryAttention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         spec: masks.AttentionSpec,
+        rotary: rope.Rotary,
         *,
         cache: kv_cache.LayerCache | None = None,
         dropout_key: PRNGKeyArray | None = None,
@@ -109,9 +110,8 @@ class GroupedQueryAttention(nnx.Module):
         q = heads(self.q_proj(x, dropout_key=keys[0]))
         k = heads(self.k_proj(x, dropout_key=keys[1]))
         v = heads(self.v_proj(x, dropout_key=keys[2]))
-        tables = rope.rotary_tables(spec.query_positions, shape.rope, shape.head_width)
-        q = sharding.constrain(rope.rotate(q, tables), ("batch", "sequence", "heads", None))
-        k = sharding.constrain(rope.rotate(k, tables), ("batch", "sequence", "kv_heads", None))
+        q = sharding.constrain(rotary.rotate_query(q), ("batch", "sequence", "heads", None))
+        k = sharding.constrain(rotary.rotate_key(k), ("batch", "sequence", "kv_heads", None))
         v = sharding.constrain(v, ("batch", "sequence", "kv_heads", None))
         implementation = self.implementation
         if cache is not None:

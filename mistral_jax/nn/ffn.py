@@ -1,4 +1,4 @@
-"""The feed-forward slot: SwiGLU (arXiv:2002.05202)."""
+"""The feed-forward slot: SwiGLU (arXiv:2002.05202), or a mixture of them (nn/moe.py)."""
 
 import functools
 
@@ -13,6 +13,16 @@ from mistral_jax import rng
 from mistral_jax import sharding
 from mistral_jax.config import model as model_config
 from mistral_jax.nn import layers
+from mistral_jax.nn import moe
+
+
+def feed_forward(
+    config: model_config.DecoderConfig, *, compute_dtype: np.dtype, rngs: nnx.Rngs
+) -> "SwiGlu | moe.MoeSwiGlu":
+    """Return the layer's member of the slot."""
+    if config.ffn.kind == "moe":
+        return moe.MoeSwiGlu(config, config.ffn, compute_dtype=compute_dtype, rngs=rngs)
+    return SwiGlu(config, compute_dtype=compute_dtype, rngs=rngs)
 
 
 class SwiGlu(nnx.Module):

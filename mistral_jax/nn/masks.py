@@ -46,7 +46,7 @@ def row_spec(
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"] | None,
     *,
-    reach: int | None,
+    reach: int | None = None,
 ) -> AttentionSpec:
     """Return the spec of self-attention over packed rows."""
     return AttentionSpec(

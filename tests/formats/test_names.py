@@ -21,15 +21,15 @@ def decoder(**changes: object) -> DecoderConfig:
         "num_kv_heads": 2,
         "head_width": 6,
         "vocab_size": 10,
-        "ffn": {"width": 16},
-        "rope": {"theta": 1e4},
+        "ffn": {"kind": "dense", "width": 16},
+        "rope": {"kind": "default", "theta": 1e4},
         "max_positions": 32,
     }
     return DecoderConfig.model_validate(fields | changes)
 
 
 def entry(permute_heads: int | None = None, transpose: bool = True) -> names.Entry:
-    return names.Entry("p", "f", 0, transpose, permute_heads, ())
+    return names.Entry("p", "f", (0,), transpose, permute_heads, ())
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,14 +89,14 @@ def test_every_tensor_has_one_place(format: str, tied: bool) -> None:
     table = names.entries(decoder(tied_head=tied), format)
     assert len(table) == 3 - tied + 2 * 9
     assert len({item.foreign_name for item in table}) == len(table)
-    assert len({(item.path, item.layer) for item in table}) == len(table)
+    assert len({(item.path, item.index) for item in table}) == len(table)
     assert ("head/kernel" in {item.path for item in table}) != tied
 
 
 def test_shapes_and_permutations_of_a_llama_gguf() -> None:
     table = {item.foreign_name: item for item in names.entries(decoder(), "gguf")}
     assert table["blk.1.attn_q.weight"] == names.Entry(
-        "layers/attention/q_proj/kernel", "blk.1.attn_q.weight", 1, True, 4, (24, 12)
+        "layers/attention/q_proj/kernel", "blk.1.attn_q.weight", (1,), True, 4, (24, 12)
     )
     assert table["blk.0.attn_k.weight"].permute_heads == 2
     assert table["blk.0.attn_v.weight"].permute_heads is None

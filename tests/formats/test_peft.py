@@ -20,7 +20,7 @@ SHAPE = detect.decoder_shape(
         "num_kv_heads": 1,
         "head_width": 4,
         "vocab_size": 10,
-        "ffn": {"width": 12},
+        "ffn": {"kind": "dense", "width": 12},
         "tied_head": True,
         "qkv_bias": False,
     }
@@ -54,7 +54,7 @@ def test_an_adapter_reads_back_byte_for_byte(tmp_path: Path) -> None:
     assert adapter.settings == SETTINGS
     for entry in adapter.entries(SHAPE):
         found = names.from_foreign(adapter.tensor(entry.foreign_name), entry)
-        assert found.tobytes() == ours[entry.path][entry.layer].tobytes()
+        assert found.tobytes() == ours[entry.path][entry.index].tobytes()
 
 
 def test_the_config_says_what_peft_asks_for(tmp_path: Path) -> None:

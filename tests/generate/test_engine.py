@@ -25,6 +25,13 @@ FULL = tiny.decoder(300, max_positions=96, init_std=0.3)
 CONFIGS = {
     "full": FULL,
     "window": FULL.model_copy(update={"attention": model_config.WindowAttention(window=5)}),
+    "interleaved": FULL.model_copy(
+        update={
+            "attention": model_config.InterleavedAttention(window=5, period=("window", "full")),
+            "query_scaling": model_config.LogQueryScaling(beta=0.3, period=4),
+            "ffn": model_config.MoeFfn(width=24, num_experts=4, top_k=2),
+        }
+    ),
 }
 
 

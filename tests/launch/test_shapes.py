@@ -40,7 +40,7 @@ def test_hugging_face_folder_gives_its_shape(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     decoder = shapes.decoder_of_run(run_with({"kind": "checkpoint", "weights": str(tmp_path)}))
     assert (decoder.num_layers, decoder.width, decoder.ffn.width) == (2, 64, 96)
-    assert decoder.attention.reach == 32
+    assert decoder.attention.reaches == (32,)
 
 
 def test_missing_weights_are_named(tmp_path):

@@ -22,6 +22,23 @@ VARIANTS = {
     "plain": TINY,
     "window": TINY.model_copy(update={"attention": WINDOW}),
     "qwen": TINY.model_copy(update={"tied_head": True, "qkv_bias": True}),
+    "interleaved": TINY.model_copy(
+        update={
+            "num_layers": 4,
+            "attention": model_config.InterleavedAttention(window=5, period=("window", "full")),
+        }
+    ),
+    "ministral3": TINY.model_copy(
+        update={
+            "rope": model_config.YarnRope(
+                theta=100.0, factor=4.0, original_max_positions=16, beta_fast=2.0, mscale=1.0
+            ),
+            "query_scaling": model_config.LogQueryScaling(beta=0.5, period=7),
+        }
+    ),
+    "moe": TINY.model_copy(
+        update={"ffn": model_config.MoeFfn(width=24, num_experts=6, num_groups=2, top_k=2)}
+    ),
 }
 
 
@@ -74,13 +91,27 @@ class NumpyDecoder:
 
     def rotate(self, x: np.ndarray, position: int) -> np.ndarray:
         half = len(x) // 2
-        frequency = self.config.rope.theta ** (-np.arange(half) / half)
-        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * frequency)
+        rope = self.config.rope
+        frequency = rope.theta ** (-np.arange(half) / half)
+        gain = 1.0
+        if rope.kind == "yarn":
+            # In turns over the original length, as the paper's section 3.2 has it.
+            turns = rope.original_max_positions * frequency / (2 * np.pi)
+            index = np.arange(half)
+            ends = []
+            for wanted, rounded in ((rope.beta_fast, np.floor), (rope.beta_slow, np.ceil)):
+                exact = np.interp(np.log(wanted), np.log(turns[::-1]), index[::-1])
+                ends.append(rounded(exact))
+            kept = 1 - np.clip((index - ends[0]) / (ends[1] - ends[0]), 0, 1)
+            frequency = frequency * kept + frequency / rope.factor * (1 - kept)
+            gain = 0.1 * np.log(rope.factor) + 1
+        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * frequency) * gain
         return np.concatenate([turned.real, turned.imag])
 
     def attend(self, x: np.ndarray, layer: int) -> np.ndarray:
         c = self.config
         q, k, v = (self.project(x, f"attention/{name}_proj", layer) for name in "qkv")
+        reach = c.attention.reaches[layer % len(c.attention.reaches)]
         out = np.zeros((len(x), c.num_heads * c.head_width))
         for head in range(c.num_heads):
             own = slice(head * c.head_width, (head + 1) * c.head_width)
@@ -88,12 +119,34 @@ class NumpyDecoder:
             shared = slice(kv_head * c.head_width, (kv_head + 1) * c.head_width)
             keys = [self.rotate(k[s, shared], s) for s in range(len(x))]
             for t in range(len(x)):
-                first = 0 if c.attention.reach is None else max(0, t - c.attention.reach + 1)
+                first = 0 if reach is None else max(0, t - reach + 1)
                 query = self.rotate(q[t, own], t)
+                if c.query_scaling.kind == "log":
+                    scaling = c.query_scaling
+                    query = query * (1 + scaling.beta * np.log(1 + t // scaling.period))
                 scores = np.array([query @ keys[s] for s in range(first, t + 1)])
                 weights = np.exp(scores / np.sqrt(c.head_width))
                 out[t, own] = weights / weights.sum() @ v[first : t + 1, shared]
         return self.project(out, "attention/o_proj", layer)
+
+    def feed_forward(self, x: np.ndarray, layer: int) -> np.ndarray:
+        gate, up, down = (
+            self.params[f"layers/mlp/{name}_proj/kernel"][layer] for name in ("gate", "up", "down")
+        )
+        ffn = self.config.ffn
+        if ffn.kind == "dense":
+            hidden = x @ gate
+            return hidden / (1 + np.exp(-hidden)) * (x @ up) @ down
+        out = np.zeros_like(x)
+        scores = self.project(x, "mlp/router", layer)
+        for t, row in enumerate(x):
+            best = sorted(range(ffn.num_experts), key=lambda e: -scores[t, e])[: ffn.top_k]
+            weights = np.exp(scores[t, best] - scores[t, best].max())
+            for expert, weight in zip(best, weights / weights.sum()):
+                at = divmod(expert, ffn.num_experts // ffn.num_groups)
+                hidden = row @ gate[at]
+                out[t] += weight * (hidden / (1 + np.exp(-hidden)) * (row @ up[at]) @ down[at])
+        return out
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         x = self.params["embed/embedding"][tokens]
@@ -101,9 +154,7 @@ class NumpyDecoder:
             normed = self.norm(x, self.params["layers/attention_norm/scale"][layer])
             x = x + self.attend(normed, layer)
             normed = self.norm(x, self.params["layers/mlp_norm/scale"][layer])
-            gate = self.project(normed, "mlp/gate_proj", layer)
-            hidden = gate / (1 + np.exp(-gate)) * self.project(normed, "mlp/up_proj", layer)
-            x = x + self.project(hidden, "mlp/down_proj", layer)
+            x = x + self.feed_forward(normed, layer)
         x = self.norm(x, self.params["final_norm/scale"])
         head = self.params.get("head/kernel")
         return x @ (self.params["embed/embedding"].T if head is None else head)

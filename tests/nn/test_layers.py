@@ -1,5 +1,7 @@
 """Linear, RmsNorm and Embedding against NumPy, and what they do at their edges."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,26 @@ def linear(*, has_bias: bool = False, compute_dtype: np.dtype = F32) -> layers.L
         6, 4, axes=("embed", "mlp"), init_std=0.5, compute_dtype=compute_dtype,
         has_bias=has_bias, rngs=nnx.Rngs(0),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("widths", [(4, 9), (9, 4)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_ordered_backward_is_the_matmuls_own(widths: tuple[int, int], dtype: jnp.dtype) -> None:
+    generator = np.random.default_rng(2)
+    x = jnp.asarray(generator.normal(size=(2, 3, widths[0])), dtype)
+    kernel = jnp.asarray(generator.normal(size=widths), dtype)
+
+    def squares(product, *operands):
+        return jnp.sum(jnp.square(product(*operands).astype(jnp.float32)))
+
+    ours, plain = (
+        jax.grad(functools.partial(squares, product), argnums=(0, 1))(x, kernel)
+        for product in (layers.project, jnp.matmul)
+    )
+    for our, expected in zip(ours, plain, strict=True):
+        assert our.dtype == dtype
+        error = np.abs(our.astype(jnp.float32) - expected.astype(jnp.float32)).max()
+        assert error <= (1e-5 if dtype == jnp.float32 else 2e-2) * np.abs(expected).max()
 
 
 def test_linear_is_a_matmul_with_an_optional_bias() -> None:

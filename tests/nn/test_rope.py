@@ -13,9 +13,13 @@ from mistral_jax.nn import rope
 ROPE = model_config.DefaultRope(theta=1e4)
 
 
+def rotary(positions: np.ndarray, width: int) -> rope.Rotary:
+    scaling = model_config.NoQueryScaling()
+    return rope.rotary(jnp.asarray(positions, jnp.int32), ROPE, scaling, width)
+
+
 def rotated(x: np.ndarray, positions: np.ndarray, *, dtype: object = jnp.float32) -> np.ndarray:
-    tables = rope.rotary_tables(jnp.asarray(positions, jnp.int32), ROPE, x.shape[-1])
-    return np.asarray(rope.rotate(jnp.asarray(x, dtype), tables))
+    return np.asarray(rotary(positions, x.shape[-1]).rotate_key(jnp.asarray(x, dtype)))
 
 
 def oracle(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -65,6 +69,5 @@ def test_rotation_keeps_lengths_and_its_gradient_is_the_inverse_rotation() -> No
     positions = np.arange(6)[None] * 11
     out = rotated(x, positions)
     np.testing.assert_allclose(np.sum(out**2, -1), np.sum(x**2, -1), rtol=1e-5)
-    tables = rope.rotary_tables(jnp.asarray(positions, jnp.int32), ROPE, 8)
-    _, pull = jax.vjp(lambda y: rope.rotate(y, tables), jnp.asarray(x))
+    _, pull = jax.vjp(rotary(positions, 8).rotate_key, jnp.asarray(x))
     np.testing.assert_allclose(pull(jnp.asarray(out))[0], x, atol=1e-5)

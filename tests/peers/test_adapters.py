@@ -135,6 +135,11 @@ def test_our_merged_weights_give_the_logits_of_peft(
     base = readers.TreeReader(arrays, config)
     merged = readers.MergedReader(base, trained, adapter.scale)
     plain = definition_lib.define(config)
-    params = {p: jnp.asarray(v) for p, v in export.stacked_params(merged, plain).items()}
+    params = {
+        path: jnp.stack([merged.read(path, (layer,)) for layer in range(config.num_layers)])
+        if path.startswith("layers/")
+        else jnp.asarray(merged.read(path, ()))
+        for path in plain.shapes
+    }
     found = ours.logits(plain, params, model.draw.batch["tokens"])
     check_logits(found, model)

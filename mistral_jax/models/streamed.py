@@ -1,0 +1,72 @@
+"""A decoder's logits with one period of its layers in memory, however deep the model is.
+
+Export and import state a parity number with it: a 7B is compared within the memory of a laptop.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from jaxtyping import Float
+from jaxtyping import Int
+
+from mistral_jax.config import model as model_config
+from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import readers
+
+
+def logits(
+    reader: readers.ParamReader,
+    config: model_config.DecoderConfig,
+    tokens: Int[np.ndarray, "B T"],
+    adapter: model_config.Adapter | None = None,
+) -> Float[np.ndarray, "B T V"]:
+    """Return float32 logits of rows of one document each, computed in float32.
+
+    Args:
+        reader: where the parameters come from; an adapter's among them where there is one.
+        config: the whole model's shape.
+        tokens: ids.
+        adapter: run beside its base; None where it is merged or absent.
+    """
+    definition, run_period, finish = _programs(config, adapter)  # pyright: ignore[reportArgumentType]
+    period = len(config.attention.reaches)
+    stacked = [path for path in definition.shapes if path.startswith("layers/")]
+    outer = {
+        "final_norm/scale": reader.read("final_norm/scale", ()),
+        "embed/embedding": np.zeros((1, config.width), np.float32),
+    }
+    params: dict[str, np.ndarray] = {}
+    table = reader.read("embed/embedding", ())
+    x = jnp.asarray(table[tokens].astype(np.float32))
+    for first in range(0, config.num_layers, period):
+        params = outer | {
+            path: np.stack([reader.read(path, (first + offset,)) for offset in range(period)])
+            for path in stacked
+        }
+        x = run_period(params, x)
+    head = table.T if config.tied_head else reader.read("head/kernel", ())
+    return np.asarray(finish(params, x, head))
+
+
+@functools.lru_cache(maxsize=4)  # an export and its reload are one program, compiled once
+def _programs(
+    config: model_config.DecoderConfig, adapter: model_config.Adapter | None
+) -> tuple[definition_lib.Definition, Callable, Callable]:
+    # One period, and the smallest embedding: looking tokens up and the head are done outside.
+    period = len(config.attention.reaches)
+    part = config.model_copy(update={"num_layers": period, "vocab_size": 1, "tied_head": True})
+    definition = definition_lib.define(part, adapter=adapter)
+
+    def run_period(params: definition_lib.Params, x: Array) -> Array:
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+        return definition.bind(params).run_layers(x, positions)[0]
+
+    def finish(params: definition_lib.Params, x: Array, head: Array) -> Array:
+        normed = definition.bind(params).final_norm(x)
+        return jnp.einsum("btd,dv->btv", normed, head.astype(jnp.float32))
+
+    return definition, jax.jit(run_period), jax.jit(finish)
