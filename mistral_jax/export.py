@@ -17,6 +17,7 @@ from mistral_jax.formats import gguf_config
 from mistral_jax.formats import gguf_file
 from mistral_jax.formats import hf_config
 from mistral_jax.formats import names
+from mistral_jax.formats import params_config
 from mistral_jax.formats import peft
 from mistral_jax.formats import safetensors_file
 from mistral_jax.formats.tensor_source import TensorSource
@@ -94,7 +95,7 @@ def write_model(
         written = safetensors_file.write_safetensors(destination, sources)
         _write_json(destination / "config.json", config)
     else:
-        params = hf_config.params_json(fields)
+        params = params_config.params_json(fields)
         destination.mkdir(parents=True, exist_ok=True)
         file = destination / "consolidated.safetensors"
         written = [safetensors_file.write_safetensors_file(file, sources)]

@@ -2,7 +2,8 @@
 
 Kinds: `hf` (folder with config.json and safetensors), `gguf` (one file, or a folder with exactly
 one), `consolidated` (Mistral's params.json and consolidated*.safetensors). Reads headers only;
-a tensor's bytes are touched when `tensor` is called.
+a tensor's bytes are touched when `tensor` is called. Of a multimodal checkpoint the text model is
+seen, under the names that it has alone; FP8 weights come out multiplied by their scales.
 """
 
 from collections.abc import Mapping
@@ -10,17 +11,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mistral_jax.formats import gguf_config
 from mistral_jax.formats import hf_config
 from mistral_jax.formats import names
+from mistral_jax.formats import params_config
 from mistral_jax.formats.fields import read_json_object
 from mistral_jax.formats.gguf_file import GgufFile
 from mistral_jax.formats.names import DecoderShape
 from mistral_jax.formats.names import Entry
 from mistral_jax.formats.safetensors_file import INDEX_NAME
 from mistral_jax.formats.safetensors_file import SafetensorsReader
+
+# Where a checkpoint keeps its text model: alone, or inside a multimodal one (old and new names).
+_TEXT_PREFIXES = (
+    ("model.", "lm_head.weight"),
+    ("language_model.model.", "language_model.lm_head.weight"),
+    ("model.language_model.", "lm_head.weight"),
+)
+FP8_BLOCK = 128
 
 
 class WeightsFile:
@@ -31,6 +42,7 @@ class WeightsFile:
         kind: the format, as `names.entries` spells it: hf, gguf or consolidated.
         hf_config: the content of config.json (or params.json); empty for GGUF.
         metadata: the file's own metadata (all of a GGUF's, the header's of safetensors).
+        left_out: tensors beside the text model: towers, projectors, scales of activations.
     """
 
     def __init__(
@@ -43,9 +55,18 @@ class WeightsFile:
         self.path, self.kind, self.hf_config = path, kind, dict(config)
         self._reader = reader
         self.metadata: Mapping[str, Any] = reader.metadata
+        stored = reader.names()
+        self._stored = _text_names(stored) if kind == "hf" else {name: name for name in stored}
+        scales = _scale_names(self._stored)
+        self._scales = {name: scale for name, scale in scales.items() if self._is_fp8(name)}
+        used = set(self._scales.values())
+        self._stored = {own: name for own, name in self._stored.items() if name not in used}
+        self.left_out = sorted(
+            name for name in stored if name not in used and name not in self._stored.values()
+        )
 
     def names(self) -> list[str]:
-        return self._reader.names()
+        return list(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, outermost axis first.
@@ -53,17 +74,37 @@ class WeightsFile:
         Raises:
             ValueError: the file has no such tensor; the message names both.
         """
-        return self._reader.shape(name)
+        return self._reader.shape(self._stored.get(name, name))
 
     def tensor(self, name: str) -> np.ndarray:
-        """Return a tensor: a mapped view for safetensors, dequantised float32 for GGUF."""
-        return self._reader.tensor(name)
+        """Return a tensor: a mapped view for safetensors, dequantised float32 for GGUF.
+
+        FP8 weights come in bfloat16, multiplied by their scale.
+
+        Raises:
+            ValueError: the file has no such tensor, or an FP8 weight no scale that fits it.
+        """
+        array = self._reader.tensor(self._stored.get(name, name))
+        if not self._is_fp8(name):
+            return array
+        if name not in self._scales:
+            raise ValueError(f"{self.path}: tensor {name!r} is FP8 and has no scale beside it")
+        scale = np.asarray(self._reader.tensor(self._scales[name]), np.float32)
+        return _scaled(array, scale, f"{self.path}: tensor {name!r}")
 
     def dtype_name(self, name: str) -> str:
-        """Return how the file stores a tensor, such as bfloat16 or Q4_1."""
+        """Return the dtype of `tensor`, or how a GGUF stores it: bfloat16, Q4_1."""
         if isinstance(self._reader, GgufFile):
             return self._reader.info(name).block.name
-        return self._reader.info(name).dtype.name
+        if self._is_fp8(name):
+            return "bfloat16"
+        return self._reader.info(self._stored.get(name, name)).dtype.name
+
+    def _is_fp8(self, name: str) -> bool:
+        if isinstance(self._reader, GgufFile):
+            return False
+        stored = self._stored.get(name)
+        return stored is not None and self._reader.info(stored).dtype == ml_dtypes.float8_e4m3fn
 
     def decoder_config(self) -> dict[str, Any]:
         """Return our decoder's fields as plain data.
@@ -77,7 +118,7 @@ class WeightsFile:
         present = set(self.names())
         if self.kind == "consolidated":
             has_head = "output.weight" in present
-            return hf_config.decoder_from_params(
+            return params_config.decoder_from_params(
                 self.hf_config, self.path / "params.json", has_head=has_head
             )
         has_head = "lm_head.weight" in present
@@ -107,6 +148,49 @@ class WeightsFile:
                     f"from the config, found {found}"
                 )
         return table
+
+
+def _text_names(stored: list[str]) -> dict[str, str]:
+    """Map the text model's names to those in the file; a multimodal model nests them."""
+    for prefix, head in _TEXT_PREFIXES:
+        if f"{prefix}embed_tokens.weight" not in stored:
+            continue
+        found = {
+            "model." + name.removeprefix(prefix): name for name in stored if name.startswith(prefix)
+        }
+        if head in stored:
+            found["lm_head.weight"] = head
+        return found
+    return {name: name for name in stored}
+
+
+def _scale_names(stored: Mapping[str, str]) -> dict[str, str]:
+    """Map each weight to its scale's stored name, in either layout's spelling."""
+    found = {}
+    for name in stored:
+        stem = name.removesuffix("weight")
+        for spelling in (f"{name}_scale_inv", f"{name}_scale", f"{stem}qscale_weight"):
+            if spelling != name and spelling in stored:
+                found[name] = stored[spelling]
+    return found
+
+
+def _scaled(array: np.ndarray, scale: np.ndarray, where: str) -> np.ndarray:
+    """Return an FP8 matrix times its scale: one number, or one for each block of the matrix.
+
+    Raises:
+        ValueError: the blocks do not cover the matrix.
+    """
+    wide = array.astype(np.float32)
+    if scale.size == 1:
+        return (wide * scale.reshape(())).astype(ml_dtypes.bfloat16)
+    if scale.ndim != 2 or array.ndim != 2 or any(np.array(scale.shape) > array.shape):
+        raise ValueError(f"{where} of shape {array.shape} has a scale of shape {scale.shape}")
+    for axis, (size, count) in enumerate(zip(array.shape, scale.shape, strict=True)):
+        # Blocks of 128, of which the last may be cut; else the matrix in equal parts.
+        block = FP8_BLOCK if -(-size // FP8_BLOCK) == count else -(-size // count)
+        scale = np.repeat(scale, block, axis=axis)
+    return (wide * scale[: array.shape[0], : array.shape[1]]).astype(ml_dtypes.bfloat16)
 
 
 def decoder_shape(decoder: Mapping[str, Any]) -> DecoderShape:

@@ -1,7 +1,7 @@
 """GGUF metadata to our decoder's fields, and back.
 
-Architectures llama (Llama and Mistral) and qwen2. Scaled rotary embeddings and experts are refused
-by name. llama.cpp's llama graph knows no sliding window: a window is written as metadata, so our
+Architectures llama (Llama, Mistral, Mixtral) and qwen2. Scaled rotary embeddings are refused by
+name. llama.cpp's llama graph knows no sliding window: a window is written as metadata, so our
 own reader keeps it, but llama.cpp gives the same numbers only within the window's length.
 """
 
@@ -36,7 +36,7 @@ def decoder_from_gguf(
     if arch not in ARCHITECTURES:
         raise fields.error("general.architecture", arch, ", ".join(ARCHITECTURES))
     fields.refuse_unless(f"{arch}.rope.scaling.type", ("none",))
-    fields.refuse_unless(f"{arch}.expert_count", (0,))
+    fields.refuse_unless(f"{arch}.attention.temperature_scale", (0.0,))
     if "rope_freqs.weight" in shapes:
         raise fields.error("rope_freqs.weight", "present", "rotary embeddings without scaling")
     width = fields.count(f"{arch}.embedding_length")
@@ -62,7 +62,7 @@ def decoder_from_gguf(
         "num_kv_heads": fields.count(f"{arch}.attention.head_count_kv", num_heads),
         "head_width": head_width,
         "vocab_size": fields.count(f"{arch}.vocab_size", embedding[0]),
-        "ffn": {"kind": "dense", "width": fields.count(f"{arch}.feed_forward_length")},
+        "ffn": _ffn(fields, arch, shapes),
         "attention": {"kind": "window", "window": window} if window else {"kind": "full"},
         "rope": {
             "kind": "default",
@@ -72,6 +72,23 @@ def decoder_from_gguf(
         "tied_head": "output.weight" not in shapes,
         "qkv_bias": has_bias,
         "max_positions": fields.count(f"{arch}.context_length"),
+    }
+
+
+def _ffn(fields: Fields, arch: str, shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    width = fields.count(f"{arch}.feed_forward_length")
+    if not fields.get(f"{arch}.expert_count"):
+        return {"kind": "dense", "width": width}
+    if "blk.0.ffn_gate.0.weight" in shapes:
+        raise ValueError(
+            f"{fields.path}: an old file with one tensor for each expert; convert the checkpoint "
+            "again with a llama.cpp of 2024 or later"
+        )
+    return {
+        "kind": "moe",
+        "width": width,
+        "num_experts": fields.count(f"{arch}.expert_count"),
+        "top_k": fields.count(f"{arch}.expert_used_count"),
     }
 
 
@@ -88,11 +105,19 @@ def gguf_metadata(
     """
     if file_type not in FILE_TYPES:
         raise ValueError(f"file_type {file_type!r}: expected one of {', '.join(FILE_TYPES)}")
-    if decoder["ffn"]["kind"] != "dense" or decoder["rope"]["kind"] != "default":
-        raise ValueError(
-            f"cannot export ffn {decoder['ffn']['kind']!r} with rope {decoder['rope']['kind']!r} "
-            f"to GGUF; supported: dense with default"
-        )
+    ffn, attention = decoder["ffn"], decoder["attention"]
+    cannot = [
+        name
+        for name, is_asked in {
+            f"rope {decoder['rope']['kind']!r}": decoder["rope"]["kind"] != "default",
+            "log query scaling": decoder["query_scaling"]["kind"] != "none",
+            "interleaved windows": attention["kind"] == "interleaved",
+            "experts in named groups": ffn.get("num_groups", 1) > 1,
+        }.items()
+        if is_asked
+    ]
+    if cannot:
+        raise ValueError(f"cannot export {' and '.join(cannot)} to GGUF; export as hf")
     query_width = decoder["num_heads"] * decoder["head_width"]
     if decoder["qkv_bias"] and query_width != decoder["width"]:
         raise ValueError(
@@ -109,7 +134,7 @@ def gguf_metadata(
         f"{arch}.block_count": decoder["num_layers"],
         f"{arch}.context_length": decoder["max_positions"],
         f"{arch}.embedding_length": decoder["width"],
-        f"{arch}.feed_forward_length": decoder["ffn"]["width"],
+        f"{arch}.feed_forward_length": ffn["width"],
         f"{arch}.attention.head_count": decoder["num_heads"],
         f"{arch}.attention.head_count_kv": decoder["num_kv_heads"],
         f"{arch}.attention.key_length": decoder["head_width"],
@@ -121,6 +146,9 @@ def gguf_metadata(
     }
     if languages:
         metadata["general.languages"] = list(languages)
-    if decoder["attention"]["kind"] == "window":
-        metadata[f"{arch}.attention.sliding_window"] = decoder["attention"]["window"]
+    if attention["kind"] == "window":
+        metadata[f"{arch}.attention.sliding_window"] = attention["window"]
+    if ffn["kind"] == "moe":
+        metadata[f"{arch}.expert_count"] = ffn["num_experts"]
+        metadata[f"{arch}.expert_used_count"] = ffn["top_k"]
     return metadata

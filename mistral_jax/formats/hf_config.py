@@ -1,18 +1,67 @@
-"""Hugging Face's config.json (and Mistral's params.json) to our decoder's fields, and back.
+"""Hugging Face's config.json to our decoder's fields, and back.
 
-Model types mistral, llama and qwen2; what our decoder cannot compute exactly (scaled rotary
-embeddings, interleaved windows, other biases, quantised weights) is refused by name.
-Defaults of absent fields are those of transformers' own config classes.
+What our decoder cannot compute exactly (other rotary scalings, biases, hybrid layers) is refused
+by name. Defaults of absent fields are those of transformers' own config classes.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mistral_jax.formats.fields import Fields
 
-MODEL_TYPES = ("mistral", "llama", "qwen2")
 DTYPES = ("float32", "float16", "bfloat16")
+QUANTIZATIONS = ("fp8",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a model type has where its config.json is silent; None is "as many as heads"."""
+
+    max_positions: int
+    epsilon: float = 1e-6
+    num_kv_heads: int | None = None
+    window: int | None = None
+    theta: float = 10_000.0
+
+
+MODEL_TYPES = {
+    "mistral": Defaults(131072, num_kv_heads=8, window=4096),
+    "mixtral": Defaults(131072, 1e-5, num_kv_heads=8, theta=1e6),
+    "ministral": Defaults(131072, num_kv_heads=8, window=4096),
+    "ministral3": Defaults(262144, 1e-5, num_kv_heads=8, theta=1e6),
+    "llama": Defaults(2048),
+    "qwen2": Defaults(32768, num_kv_heads=32),
+}
+# Text models inside a multimodal one; what sees and hears is left out.
+WRAPPERS = ("mistral3", "llava")
+# Known, and not computed: what to say.
+KNOWN_UNSUPPORTED = {
+    "mistral4": "Mistral Small 4 (latent attention and a mixture of 128 experts)",
+    "deepseek_v3": "Mistral Large 3 or DeepSeek-V3 (latent attention and a mixture of experts)",
+    "mistral_large4": "Mistral Large 4 (indexed sparse attention over a shared latent cache)",
+    "mistral_large4_text": "Mistral Large 4 (indexed sparse attention over a shared latent cache)",
+    "voxtral": "Voxtral (audio)",
+    "mamba2": "Codestral Mamba (a state space model)",
+}
+_LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window"}
+
+
+def text_config(config: Mapping[str, Any], path: Path | str) -> Mapping[str, Any]:
+    """Return the part of config.json that describes the text model.
+
+    Raises:
+        ValueError: a multimodal model's config without its text part.
+    """
+    if config.get("model_type") not in WRAPPERS:
+        return config
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        raise Fields(config, path).error("text_config", inner, "an object, the text model's config")
+    # The wrapper's class has Mistral's as default, and says what both share.
+    shared = {name: config[name] for name in ("quantization_config",) if config.get(name)}
+    return {"model_type": "mistral", **shared, **inner}
 
 
 def decoder_from_hf(config: Mapping[str, Any], path: Path | str, *, has_head: bool) -> dict:
@@ -27,73 +76,156 @@ def decoder_from_hf(config: Mapping[str, Any], path: Path | str, *, has_head: bo
         ValueError: an architecture or option that our decoder does not compute; the message names
             the field, the value and what is supported.
     """
+    is_wrapped = config.get("model_type") in WRAPPERS
+    config = text_config(config, path)
     fields = Fields(config, path)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise fields.error("model_type", model_type, ", ".join(MODEL_TYPES))
-    if config.get("quantization_config") is not None:
-        raise fields.error("quantization_config", "present", "unquantised weights or GGUF")
+        if model_type in KNOWN_UNSUPPORTED:
+            raise ValueError(
+                f"{path}: this is {KNOWN_UNSUPPORTED[model_type]}, which can be inspected but "
+                f"not computed here yet; supported: {', '.join((*MODEL_TYPES, *WRAPPERS))}"
+            )
+        raise fields.error("model_type", model_type, ", ".join((*MODEL_TYPES, *WRAPPERS)))
+    defaults = MODEL_TYPES[model_type]
+    _check_quantization(fields)
     fields.refuse_unless("hidden_act", ("silu",))
-    fields.refuse_unless("partial_rotary_factor", (1.0, 1))
     for name in ("attention_bias", "mlp_bias"):
         fields.refuse_unless(name, (False,))
     width, num_heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+    max_positions = fields.count("max_position_embeddings", defaults.max_positions)
+    rope, query_scaling = _rope(fields, defaults, max_positions)
+    num_layers = fields.count("num_hidden_layers")
     return {
         "kind": "decoder",
-        "num_layers": fields.count("num_hidden_layers"),
+        "num_layers": num_layers,
         "width": width,
         "num_heads": num_heads,
-        "num_kv_heads": fields.count("num_key_value_heads", num_heads),
+        "num_kv_heads": fields.count("num_key_value_heads", defaults.num_kv_heads or num_heads),
         "head_width": fields.count("head_dim", width // num_heads),
         "vocab_size": fields.count("vocab_size"),
-        "ffn": {"kind": "dense", "width": fields.count("intermediate_size")},
-        "attention": _attention(fields, model_type),
-        "rope": {"kind": "default", "theta": _rope_theta(fields)},
-        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
-        "tied_head": fields.flag("tie_word_embeddings", not has_head),
+        "ffn": _ffn(fields, model_type),
+        "attention": _attention(fields, model_type, defaults, num_layers),
+        "rope": rope,
+        "query_scaling": query_scaling,
+        "norm_epsilon": fields.number("rms_norm_eps", defaults.epsilon),
+        # A wrapper's two flags may differ; what lies in the file decides.
+        "tied_head": (
+            not has_head if is_wrapped else fields.flag("tie_word_embeddings", not has_head)
+        ),
         "qkv_bias": model_type == "qwen2",
-        "max_positions": fields.count("max_position_embeddings", 32768),
+        "max_positions": max_positions,
     }
 
 
-def _attention(fields: Fields, model_type: str) -> dict:
-    kinds = fields.get("layer_types")
-    if kinds is not None and (
-        not isinstance(kinds, list)
-        or len(set(map(str, kinds))) > 1
-        or not set(map(str, kinds)) <= {"full_attention", "sliding_attention"}
-    ):
-        raise fields.error("layer_types", kinds, "the same attention in every layer")
-    if model_type == "qwen2":
+def _check_quantization(fields: Fields) -> None:
+    quantization = fields.get("quantization_config")
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method not in QUANTIZATIONS:
+        raise fields.error(
+            "quantization_config.quant_method", method, "fp8, unquantised weights, or GGUF"
+        )
+
+
+def _ffn(fields: Fields, model_type: str) -> dict:
+    width = fields.count("intermediate_size")
+    if model_type != "mixtral":
+        return {"kind": "dense", "width": width}
+    return {
+        "kind": "moe",
+        "width": width,
+        "num_experts": fields.count("num_local_experts", 8),
+        "top_k": fields.count("num_experts_per_tok", 2),
+    }
+
+
+def _attention(fields: Fields, model_type: str, defaults: Defaults, num_layers: int) -> dict:
+    if model_type == "llama":
+        window = None
+    elif model_type == "qwen2":
         # With windows on, Qwen2 mixes full and windowed layers by max_window_layers.
         fields.refuse_unless("use_sliding_window", (False,))
         window = None
-    elif model_type == "mistral":
-        # transformers' MistralConfig has 4096 where the field is absent; null means none.
-        window = 4096 if "sliding_window" not in fields.values else fields.get("sliding_window")
-    else:
+    elif fields.values.get("sliding_window", defaults.window) is None:
+        # A null means none, an absent field the class's default.
         window = None
-    if kinds is not None and ("sliding_attention" in kinds) != (window is not None):
+    else:
+        window = fields.count("sliding_window", defaults.window)
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        return {"kind": "full"} if window is None else {"kind": "window", "window": window}
+    if not isinstance(kinds, list) or not kinds or not set(map(str, kinds)) <= set(_LAYER_TYPES):
+        raise fields.error("layer_types", kinds, f"a list of {' and '.join(_LAYER_TYPES)}")
+    if len(kinds) != num_layers:
+        raise fields.error(
+            "layer_types", f"{len(kinds)} entries", f"num_hidden_layers {num_layers}"
+        )
+    if ("sliding_attention" in kinds) != (window is not None):
         raise fields.error("layer_types", kinds[0], f"one that agrees with sliding_window {window}")
-    if window is None:
+    return attention_of_layers([_LAYER_TYPES[kind] for kind in kinds], window)
+
+
+def attention_of_layers(layers: list[str], window: int | None) -> dict:
+    """Return the attention's fields for a list of `window` and `full`, one for each layer."""
+    if window is None or "window" not in layers:
         return {"kind": "full"}
-    return {"kind": "window", "window": fields.count("sliding_window", 4096)}
+    if "full" not in layers:
+        return {"kind": "window", "window": window}
+    period = next(
+        size
+        for size in range(1, len(layers) + 1)
+        if len(layers) % size == 0 and layers == layers[:size] * (len(layers) // size)
+    )
+    return {"kind": "interleaved", "window": window, "period": layers[:period]}
 
 
-def _rope_theta(fields: Fields) -> float:
-    """Read the rotary base from `rope_parameters` (transformers 5) or `rope_theta`."""
-    parameters = fields.get("rope_parameters") or {}
-    scaling = fields.get("rope_scaling") or {}
-    for name, options in (("rope_parameters", parameters), ("rope_scaling", scaling)):
-        if not isinstance(options, dict):
-            raise fields.error(name, options, "an object with rope_theta and rope_type")
-        kind = options.get("rope_type", options.get("type", "default"))
-        if kind not in ("default", None):
-            raise fields.error(f"{name}.rope_type", kind, "'default'")
-        Fields(options, f"{fields.path}: {name}").refuse_unless("partial_rotary_factor", (1.0, 1))
-    if "rope_theta" in parameters:
-        return Fields(parameters, f"{fields.path}: rope_parameters").number("rope_theta")
-    return fields.number("rope_theta", 10_000.0)
+def _rope(fields: Fields, defaults: Defaults, max_positions: int) -> tuple[dict, dict]:
+    """Read rotary options: `rope_parameters` (transformers 5), or rope_theta and rope_scaling."""
+    options: dict[str, Any] = {}
+    where = "rope_parameters"
+    for name in ("rope_scaling", "rope_parameters"):
+        found = fields.get(name) or {}
+        if not isinstance(found, dict):
+            raise fields.error(name, found, "an object with rope_theta and rope_type")
+        if found:
+            options, where = {**options, **found}, name
+    for source in (fields, Fields(options, f"{fields.path}: {where}")):
+        source.refuse_unless("partial_rotary_factor", (1.0, 1))
+    inner = Fields(options, f"{fields.path}: {where}")
+    theta = inner.number("rope_theta", fields.number("rope_theta", defaults.theta))
+    kind = options.get("rope_type", options.get("type", "default")) or "default"
+    scaling: dict = {"kind": "none"}
+    if options.get("llama_4_scaling_beta") is not None:
+        scaling = {
+            "kind": "log",
+            "beta": inner.number("llama_4_scaling_beta"),
+            "period": inner.count("original_max_position_embeddings"),
+        }
+    if kind == "default":
+        return {"kind": "default", "theta": theta}, scaling
+    if kind != "yarn":
+        raise fields.error(f"{where}.rope_type", kind, "'default' or 'yarn'")
+    original = inner.count("original_max_position_embeddings", max_positions)
+    rope = {
+        "kind": "yarn",
+        "theta": theta,
+        "factor": inner.number("factor", max_positions / original),
+        "original_max_positions": original,
+        "beta_fast": inner.number("beta_fast", 32.0),
+        "beta_slow": inner.number("beta_slow", 1.0),
+        "mscale": _number_or_zero(inner, "mscale"),
+        "mscale_all_dim": _number_or_zero(inner, "mscale_all_dim"),
+        "truncate": inner.flag("truncate", True),
+    }
+    if options.get("attention_factor") is not None:
+        rope["attention_factor"] = inner.number("attention_factor")
+    return rope, scaling
+
+
+def _number_or_zero(fields: Fields, name: str) -> float:
+    return 0.0 if fields.get(name) in (None, 0) else fields.number(name)
 
 
 def hf_config(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -108,23 +240,14 @@ def hf_config(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} for config.json: expected one of {', '.join(DTYPES)}")
-    attention, rope = decoder["attention"], decoder["rope"]
-    if decoder["ffn"]["kind"] != "dense" or rope["kind"] != "default":
-        raise ValueError(
-            f"cannot export ffn {decoder['ffn']['kind']!r} with rope {rope['kind']!r} to Hugging "
-            f"Face; supported: dense with default"
-        )
-    window = attention["window"] if attention["kind"] == "window" else None
-    if attention["kind"] not in ("full", "window") or (decoder["qkv_bias"] and window):
-        raise ValueError(
-            f"cannot export attention {dict(attention)} with qkv_bias {decoder['qkv_bias']} to "
-            f"Hugging Face; supported: full, or window without biases"
-        )
+    model_type, architecture = _model_type(decoder)
+    attention, rope, ffn = decoder["attention"], decoder["rope"], decoder["ffn"]
+    options = rope_parameters(rope, decoder["query_scaling"])
     config = {
-        "architectures": ["Qwen2ForCausalLM" if decoder["qkv_bias"] else "MistralForCausalLM"],
-        "model_type": "qwen2" if decoder["qkv_bias"] else "mistral",
+        "architectures": [architecture],
+        "model_type": model_type,
         "hidden_size": decoder["width"],
-        "intermediate_size": decoder["ffn"]["width"],
+        "intermediate_size": ffn["width"],
         "num_hidden_layers": decoder["num_layers"],
         "num_attention_heads": decoder["num_heads"],
         "num_key_value_heads": decoder["num_kv_heads"],
@@ -134,71 +257,83 @@ def hf_config(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": decoder["norm_epsilon"],
         # Both spellings: transformers 5 reads rope_parameters and dtype, 4 the other two.
-        "rope_parameters": {"rope_type": "default", "rope_theta": rope["theta"]},
+        "rope_parameters": options,
         "rope_theta": rope["theta"],
         "dtype": dtype,
         "torch_dtype": dtype,
-        "sliding_window": window,
+        "sliding_window": attention.get("window"),
         "tie_word_embeddings": decoder["tied_head"],
         "attention_dropout": 0.0,
         "use_cache": True,
     }
-    if decoder["qkv_bias"]:
+    if rope["kind"] != "default":
+        config["rope_scaling"] = {k: v for k, v in options.items() if k != "rope_theta"}
+    if model_type == "qwen2":
         config |= {"use_sliding_window": False}
+    if model_type == "mixtral":
+        config |= {"num_local_experts": ffn["num_experts"], "num_experts_per_tok": ffn["top_k"]}
+    if attention["kind"] == "interleaved":
+        repeats = decoder["num_layers"] // len(attention["period"])
+        names = {ours: theirs for theirs, ours in _LAYER_TYPES.items()}
+        config["layer_types"] = [names[layer] for layer in attention["period"]] * repeats
     return config
 
 
-def decoder_from_params(params: Mapping[str, Any], path: Path | str, *, has_head: bool) -> dict:
-    """Return our decoder's fields from the params.json of a consolidated Mistral folder.
+def _model_type(decoder: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the model type and class of transformers that compute this decoder."""
+    has_window = decoder["attention"]["kind"] != "full"
+    is_interleaved = decoder["attention"]["kind"] == "interleaved"
+    is_scaled = decoder["query_scaling"]["kind"] != "none"
+    needs = {
+        "q/k/v biases": decoder["qkv_bias"],
+        "experts": decoder["ffn"]["kind"] == "moe",
+        "interleaved windows": is_interleaved,
+        "log query scaling": is_scaled,
+    }
+    if sum(needs.values()) > 1 or (decoder["qkv_bias"] and has_window):
+        asked = [name for name, needed in needs.items() if needed]
+        raise ValueError(
+            f"no model of transformers has {' and '.join(asked)}"
+            f"{' with a window' if has_window else ''} together; this decoder cannot be exported "
+            "to Hugging Face"
+        )
+    if decoder["ffn"].get("num_groups", 1) > 1:
+        raise ValueError("experts in named groups cannot be exported to Hugging Face's mixtral")
+    if decoder["qkv_bias"]:
+        return "qwen2", "Qwen2ForCausalLM"
+    if decoder["ffn"]["kind"] == "moe":
+        return "mixtral", "MixtralForCausalLM"
+    if is_interleaved:
+        return "ministral", "MinistralForCausalLM"
+    if is_scaled:
+        return "ministral3", "Ministral3ForCausalLM"
+    return "mistral", "MistralForCausalLM"
+
+
+def rope_parameters(rope: Mapping[str, Any], query_scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return transformers' rope_parameters.
 
     Raises:
-        ValueError: mixtures of experts, scaled rotary embeddings, quantised or multimodal weights.
+        ValueError: query scaling with another period than the rotary embedding's original length:
+            transformers has one number for both.
     """
-    fields = Fields(params, path)
-    for name in ("moe", "yarn", "quantization", "llama_4_scaling", "q_lora_rank", "vision_encoder"):
-        if params.get(name):
-            raise fields.error(name, "present", "dense text models without it")
-    window = params.get("sliding_window", params.get("_sliding_window"))
-    if window is not None and (type(window) is not int or window < 1):
-        raise fields.error("sliding_window", window, "a whole number >= 1 or null")
-    width, num_heads = fields.count("dim"), fields.count("n_heads")
-    positions = fields.count("max_seq_len", fields.count("max_position_embeddings", 32768))
-    return {
-        "kind": "decoder",
-        "num_layers": fields.count("n_layers"),
-        "width": width,
-        "num_heads": num_heads,
-        "num_kv_heads": fields.count("n_kv_heads", num_heads),
-        "head_width": fields.count("head_dim", width // num_heads),
-        "vocab_size": fields.count("vocab_size"),
-        "ffn": {"kind": "dense", "width": fields.count("hidden_dim")},
-        "attention": {"kind": "window", "window": window} if window else {"kind": "full"},
-        # 10000 is the reference implementation's base where v0.1's params.json has none.
-        "rope": {"kind": "default", "theta": fields.number("rope_theta", 10_000.0)},
-        "norm_epsilon": fields.number("norm_eps", 1e-5),
-        "tied_head": fields.flag("tied_embeddings", not has_head),
-        "qkv_bias": False,
-        "max_positions": positions,
-    }
-
-
-def params_json(decoder: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the params.json of a consolidated export; inverse of `decoder_from_params`."""
-    if decoder["qkv_bias"] or decoder["ffn"]["kind"] != "dense":
-        raise ValueError("cannot export biases or experts as consolidated; use the format hf")
-    params = {
-        "dim": decoder["width"],
-        "n_layers": decoder["num_layers"],
-        "head_dim": decoder["head_width"],
-        "hidden_dim": decoder["ffn"]["width"],
-        "n_heads": decoder["num_heads"],
-        "n_kv_heads": decoder["num_kv_heads"],
-        "norm_eps": decoder["norm_epsilon"],
-        "vocab_size": decoder["vocab_size"],
-        "rope_theta": decoder["rope"]["theta"],
-        "max_seq_len": decoder["max_positions"],
-        "tied_embeddings": decoder["tied_head"],
-    }
-    if decoder["attention"]["kind"] == "window":
-        params["sliding_window"] = decoder["attention"]["window"]
-    return params
+    options: dict[str, Any] = {"rope_type": rope["kind"], "rope_theta": rope["theta"]}
+    if rope["kind"] == "yarn":
+        options |= {
+            "factor": rope["factor"],
+            "original_max_position_embeddings": rope["original_max_positions"],
+            "beta_fast": rope["beta_fast"],
+            "beta_slow": rope["beta_slow"],
+            "truncate": rope["truncate"],
+        }
+        for name in ("mscale", "mscale_all_dim", "attention_factor"):
+            if rope.get(name):
+                options[name] = rope[name]
+    if query_scaling["kind"] == "log":
+        if options.get("original_max_position_embeddings") != query_scaling["period"]:
+            raise ValueError(
+                f"query_scaling.period {query_scaling['period']} is not the rotary embedding's "
+                "original_max_positions; transformers has one number for both"
+            )
+        options["llama_4_scaling_beta"] = query_scaling["beta"]
+    return options

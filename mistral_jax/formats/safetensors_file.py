@@ -25,6 +25,7 @@ from mistral_jax.formats.tensor_source import write_text
 
 # The reference implementation's own limit.
 MAX_HEADER_BYTES = 100_000_000
+MAX_AXIS = 2**63 - 1  # numpy's; an axis beside one of length 0 is bounded by nothing else
 INDEX_NAME = "model.safetensors.index.json"
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -88,7 +89,7 @@ def _parse_entry(name: str, entry: object, path: Path) -> TensorInfo:
     for label, value in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
             raise SafetensorsError(f"{path}: tensor {name!r} has {label} {value!r}, not counts")
-    if len(shape) > 8 or len(offsets) != 2:
+    if len(shape) > 8 or len(offsets) != 2 or any(axis > MAX_AXIS for axis in shape):
         raise SafetensorsError(f"{path}: tensor {name!r} has shape {shape}, offsets {offsets}")
     dtype = DTYPES[dtype_name]
     expected = math.prod(shape) * dtype.itemsize
@@ -272,15 +273,21 @@ def write_safetensors(
     shards = _split(list(sources), max_shard_bytes)
     if len(shards) == 1:
         return [write_safetensors_file(folder / "model.safetensors", shards[0], metadata=metadata)]
-    written, weight_map, total = [], {}, 0
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        written.append(write_safetensors_file(folder / name, shard, metadata=metadata))
-        weight_map |= {source.name: name for source in shard}
-        total += sum(source.size_bytes for source in shard)
-    # The index comes last: until it exists the folder is visibly unfinished.
-    content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_text(folder / INDEX_NAME, json.dumps(content, indent=2) + "\n")
+    written: list[WrittenFile] = []
+    weight_map, total = {}, 0
+    try:
+        for number, shard in enumerate(shards, start=1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            written.append(write_safetensors_file(folder / name, shard, metadata=metadata))
+            weight_map |= {source.name: name for source in shard}
+            total += sum(source.size_bytes for source in shard)
+        # The index comes last: until it exists the folder is visibly unfinished.
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_text(folder / INDEX_NAME, json.dumps(content, indent=2) + "\n")
+    except BaseException:  # shards without their index would stand in the way of the next try
+        for file in written:
+            file.path.unlink(missing_ok=True)
+        raise
     return written
 
 

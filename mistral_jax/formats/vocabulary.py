@@ -24,6 +24,8 @@ from tokenizers import pre_tokenizers
 # GGUF's token types; the numbers are SentencePiece's own.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "▁"
+# Every cut of a token is tried, which takes the square of its length; published ones have 16 to 64.
+MAX_PIECE_LETTERS = 1000
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -186,7 +188,15 @@ def _merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
     SentencePiece merges by the result's score; among splits of one result the order of the parts'
     own scores decides, which is how the merges were learnt.
+
+    Raises:
+        ValueError: a piece is longer than any that was ever learnt.
     """
+    if longest := next((piece for piece in scores if len(piece) > MAX_PIECE_LETTERS), None):
+        raise ValueError(
+            f"a token of {len(longest)} letters ({longest[:20]!r}...); expected at most "
+            f"{MAX_PIECE_LETTERS}: this is no vocabulary that text was learnt from"
+        )
     rank = {piece: -score for piece, score in scores.items()}
     found = []
     for piece in scores:

@@ -1,5 +1,6 @@
 """config/load.py: YAML 1.2 in, strict trees out, every mistake named by its dotted path."""
 
+import operator
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,10 @@ def test_every_float_that_python_prints_is_a_number(value):
         ("a: {b: 1, b: 2}", "key 'b' is given twice"),
         ("a: &x 1\nb: *x", "aliases are not supported"),
         ("a: [1", "not valid YAML"),
+        ("? [a, b]\n: 1", "line 1: a key should be a name"),
+        ("a: !!timestamp 2020-01-01", "not valid YAML: could not determine a constructor"),
+        ("a: !!int x", "not valid YAML: invalid literal"),
+        ("a: !!bool x", "not valid YAML"),
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("[" * 2000, "nested too deeply|not valid YAML"),
     ],
@@ -77,6 +82,9 @@ def test_bad_yaml_is_refused_with_its_place(text, message):
         ("data.sequence_length=true", r"data\.sequence_length: .*integer"),
         ("data.sequence_length=0", "greater than or equal to 1, got 0"),
         ("optimizer.learning_rate=-1e-3", "greater than 0"),
+        ("optimizer.beta2=1.0", r"optimizer\.beta2: should be less than 1, got 1\.0"),
+        ("seed=4294967296", "less than 4294967296"),
+        ("seed=-1", "greater than or equal to 0"),
         ("model.num_heads=3", r"num_heads \(3\) must be a multiple of num_kv_heads \(2\)"),
         ("model.head_width=33", "head_width must be even"),
         ("model.attention.kind=sparse", r"model\.attention"),
@@ -121,8 +129,65 @@ def test_override_without_key_or_value_is_refused(override):
 
 def test_changed_kind_replaces_the_node():
     run = load_dense("model.attention={kind: full}", "optimizer.schedule={kind: constant}")
-    assert run.model.attention.reach is None
+    assert run.model.attention.reaches == (None,)
     assert run.optimizer.schedule.kind == "constant"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "expected"),
+    [
+        (["adapter.rank=8", "adapter.alpha=16", "adapter.kind=lora"], "adapter.rank", 8),
+        (["model.weights=x", "model.kind=checkpoint"], "model.weights", "x"),
+        (["optimizer.kind=adamw"], "optimizer.learning_rate", 1e-3),
+        (["stage.z_loss=0.5", "stage.kind=lm"], "stage.z_loss", 0.5),
+        (
+            ["optimizer.schedule.final_fraction=0.0", "optimizer.schedule.kind=cosine"],
+            "optimizer.schedule.final_fraction",
+            0.0,
+        ),
+        (
+            ["data.packing.block_rows=64", "data.packing.kind=best_fit"],
+            "data.packing.block_rows",
+            64,
+        ),
+    ],
+)
+def test_a_kind_may_be_named_after_its_fields(overrides, path, expected):
+    for order in (overrides, overrides[::-1]):
+        assert operator.attrgetter(path)(load_dense(*order)) == expected
+
+
+def test_a_kind_over_a_file_that_relies_on_the_default_keeps_its_fields(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"base: {DENSE}\nstage: {{z_loss: 0.01}}\n")
+    assert load.load_run(path, ["stage.kind=lm"]).stage.z_loss == 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: [a]", r"base: should be the path of one file, got \['a'\]"),
+        ("base: x.yaml", r"base: goes round in a circle, x\.yaml -> x\.yaml"),
+        ("base: y.yaml", r"base: goes round in a circle, x\.yaml -> y\.yaml -> x\.yaml"),
+    ],
+)
+def test_a_base_that_leads_nowhere_is_refused(tmp_path, text, message):
+    (tmp_path / "x.yaml").write_text(text)
+    (tmp_path / "y.yaml").write_text("base: x.yaml")
+    with pytest.raises(load.ConfigError, match=message):
+        load.load_run(tmp_path / "x.yaml")
+
+
+def test_fresh_is_taken_out_of_the_overrides():
+    assert load.split_fresh(["seed=1", "fresh=true"]) == (["seed=1"], True)
+    assert load.split_fresh(["fresh=true", "fresh=false"]) == ([], False)
+    with pytest.raises(load.ConfigError, match="fresh: should be true or false, got 'yes'"):
+        load.split_fresh(["fresh=yes"])
+
+
+def test_a_model_from_scratch_names_its_tokenizer():
+    for name in ("tiny/dense", "tiny/lora", "tiny/pod", "mistral_7b/pretrain"):
+        assert load.load_run(ROOT / "configs" / f"{name}.yaml").data.tokenizer != "auto"
 
 
 def test_base_is_laid_under_and_relative_to_the_file():

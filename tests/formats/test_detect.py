@@ -14,12 +14,14 @@ from mistral_jax.formats import gguf_config
 from mistral_jax.formats import gguf_file
 from mistral_jax.formats import hf_config
 from mistral_jax.formats import names
+from mistral_jax.formats import params_config
 from mistral_jax.formats import safetensors_file
 from mistral_jax.formats.tensor_source import TensorSource
 
 
 def decoder(**changes: Any) -> dict[str, Any]:
-    return {
+    """Return the whole decoder's fields, as an export sees them."""
+    fields = {
         "kind": "decoder",
         "num_layers": 2,
         "width": 32,
@@ -35,14 +37,32 @@ def decoder(**changes: Any) -> dict[str, Any]:
         "qkv_bias": False,
         "max_positions": 128,
     } | changes
+    return complete(fields)
 
 
+def complete(fields: dict[str, Any]) -> dict[str, Any]:
+    return DecoderConfig.model_validate_json(json.dumps(fields)).model_dump(mode="json")
+
+
+YARN = {
+    "kind": "yarn", "theta": 1e6, "factor": 16.0, "original_max_positions": 16,
+    "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
 VARIANTS = {
     "full": decoder(),
     "window": decoder(attention={"kind": "window", "window": 16}),
     "tied": decoder(tied_head=True),
     "bias": decoder(qkv_bias=True, tied_head=True, width=64),
+    "moe": decoder(ffn={"kind": "moe", "width": 24, "num_experts": 4, "top_k": 2}),
+    "interleaved": decoder(
+        num_layers=4,
+        attention={"kind": "interleaved", "window": 16, "period": ["full", "window"]},
+    ),
+    "ministral3": decoder(
+        rope=YARN, query_scaling={"kind": "log", "beta": 0.1, "period": 16}, tied_head=True
+    ),
 }
+UNWRITABLE = {("consolidated", "bias"), ("gguf", "interleaved"), ("gguf", "ministral3")}
 
 
 def sources(shape: dict[str, Any], format: str) -> list[TensorSource]:
@@ -68,7 +88,7 @@ def export(folder: Path, shape: dict[str, Any], format: str) -> Path:
         safetensors_file.write_safetensors_file(
             folder / "consolidated.safetensors", sources(shape, format)
         )
-        (folder / "params.json").write_text(json.dumps(hf_config.params_json(shape)))
+        (folder / "params.json").write_text(json.dumps(params_config.params_json(shape)))
         return folder
     safetensors_file.write_safetensors(folder, sources(shape, format), max_shard_bytes=20_000)
     write_config(folder, hf_config.hf_config(shape, "float32"))
@@ -85,7 +105,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
         (format, variant)
         for format in ("hf", "gguf", "consolidated")
         for variant in VARIANTS
-        if (format, variant) != ("consolidated", "bias")  # these files have no biases
+        if (format, variant) not in UNWRITABLE
     ],
 )
 def test_an_export_reads_back_as_the_same_decoder(
@@ -94,8 +114,7 @@ def test_an_export_reads_back_as_the_same_decoder(
     shape = VARIANTS[variant]
     weights = detect.open_weights(export(tmp_path, shape, format))
     assert weights.kind == format
-    assert weights.decoder_config() == shape
-    DecoderConfig.model_validate(weights.decoder_config())
+    assert complete(weights.decoder_config()) == shape
     for entry in weights.entries():
         assert weights.tensor(entry.foreign_name).shape == entry.shape
 
@@ -104,7 +123,8 @@ def test_a_single_file_and_a_folder_with_one_gguf_open(tmp_path: Path) -> None:
     shape = VARIANTS["full"]
     safetensors_file.write_safetensors(tmp_path, sources(shape, "hf"))
     write_config(tmp_path, hf_config.hf_config(shape, "bfloat16"))
-    assert detect.open_weights(tmp_path / "model.safetensors").decoder_config() == shape
+    found = detect.open_weights(tmp_path / "model.safetensors").decoder_config()
+    assert complete(found) == shape
     (tmp_path / "g").mkdir()
     export(tmp_path / "g", shape, "gguf")
     assert detect.open_weights(tmp_path / "g").kind == "gguf"
@@ -153,15 +173,19 @@ def test_both_spellings_of_the_rotary_base_are_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'.*mistral, llama, qwen2"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'.*mistral, mixtral, .*llama, qwen2"),
         ({"hidden_act": "gelu"}, "hidden_act.*gelu.*silu"),
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_type is 'llama3'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": "16"}}, "factor is '16'"),
+        ({"model_type": "mistral4"}, "Mistral Small 4.*not computed here"),
+        ({"model_type": "mistral_large4"}, "Mistral Large 4.*not computed here"),
+        ({"model_type": "mistral3"}, "text_config is None"),
         ({"rope_scaling": "yarn"}, "rope_scaling"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quant_method is 'awq'"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention"]}, "layer_types is '1 entries'"),
         ({"layer_types": ["sliding_attention", "sliding_attention"]}, "layer_types"),
         ({"hidden_size": "64"}, "hidden_size is '64'"),
         ({"hidden_size": "absent"}, "'hidden_size' is missing"),
@@ -181,7 +205,7 @@ def test_configs_that_our_decoder_cannot_run_are_refused(changes: dict, message:
     ("changes", "message"),
     [
         ({"general.architecture": "mamba"}, "mamba"),
-        ({"llama.expert_count": 8}, "expert_count"),
+        ({"llama.expert_count": 8}, "expert_used_count"),
         ({"llama.rope.scaling.type": "yarn"}, "yarn"),
         ({"llama.attention.value_length": 8}, "value_length"),
         ({"llama.embedding_length": "x"}, "embedding_length"),

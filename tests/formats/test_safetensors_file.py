@@ -111,10 +111,12 @@ def test_writing_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_a_failing_source_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_shard_bytes", [1, 1 << 20])
+def test_a_failing_source_leaves_nothing_behind(tmp_path: Path, max_shard_bytes: int) -> None:
+    good = TensorSource("v", (1,), np.dtype(np.float32), lambda: np.zeros(1, np.float32))
     wrong = TensorSource("w", (2, 2), np.dtype(np.float32), lambda: np.zeros((2, 3), np.float32))
     with pytest.raises(ValueError, match=r"'w'.*\(2, 2\).*\(2, 3\)"):
-        safetensors_file.write_safetensors(tmp_path, [wrong])
+        safetensors_file.write_safetensors(tmp_path, [good, wrong], max_shard_bytes=max_shard_bytes)
     assert not list(tmp_path.iterdir())
 
 
@@ -134,6 +136,7 @@ def entry(dtype: str = "F32", shape: object = (1,), offsets: object = (0, 4)) ->
         ({"a": entry(shape=(-1,))}, "shape"),
         ({"a": entry(shape=(True,))}, "shape"),
         ({"a": entry(shape=(0, 2**62))}, "offsets"),
+        ({"a": entry(shape=(0, 10**30), offsets=(0, 0))}, r"x\.safetensors: tensor 'a'.*shape"),
         ({"a": entry(offsets=(4, 0))}, "offsets"),
         ({"a": entry(offsets=(1, 5))}, "begins at byte 1"),
         ({"a": entry(), "b": entry()}, "overlap"),

@@ -1,7 +1,7 @@
 """Random tiny checkpoints that transformers wrote, with what torch computes from them.
 
 The seed is the date, so that every day tries other shapes; it is printed, and
-MISTRAL_JAX_PEERS_SEED sets it.
+MISTRAL_JAX_PEERS_SEED sets it. MISTRAL_JAX_PEERS_DRAWS is how many shapes: 8, nightly 50.
 """
 
 import dataclasses
@@ -19,7 +19,10 @@ from mistral_jax.models import definition as definition_lib
 from tests.peers import ours
 
 SEED_VARIABLE = "MISTRAL_JAX_PEERS_SEED"
-FAMILIES = ("mistral", "llama", "qwen2", "mistral", "llama", "mistral", "llama", "qwen2")
+DRAWS_VARIABLE = "MISTRAL_JAX_PEERS_DRAWS"
+ALL_FAMILIES = ("mistral", "llama", "qwen2", "mixtral", "ministral", "ministral3", "mistral3")
+NUM_DRAWS = int(os.environ.get(DRAWS_VARIABLE) or 8)
+FAMILIES = tuple(ALL_FAMILIES[index % len(ALL_FAMILIES)] for index in range(NUM_DRAWS))
 # One step that shows everything: decay and clipping change the result by far more than the
 # tolerance, and epsilon is large enough that a gradient near zero cannot flip its step's sign.
 ONE_STEP = optimizer_config.AdamW(
@@ -35,7 +38,7 @@ class Draw:
     Attributes:
         label: family and shape, for messages.
         folder: what transformers saved.
-        family: mistral, llama or qwen2.
+        family: one of ALL_FAMILIES.
         batch: tokens, targets, loss_weights, each [B, T].
         prompt: tokens to continue.
         expected: what torch computed, see scripts/make_checkpoints.py.
@@ -93,8 +96,32 @@ def draw_config(family: str, generator: np.random.Generator) -> dict:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if family == "mistral":
+    if family in ("mistral", "ministral"):
         config["sliding_window"] = int(generator.integers(3, 17))
+    if family == "ministral":
+        # Two periods, the second kind of layer in it at least once.
+        period = ["sliding_attention", "full_attention"]
+        period += generator.permutation(period)[: int(generator.integers(2))].tolist()
+        config["layer_types"] = period * 2
+        config["num_hidden_layers"] = 2 * len(period)
+    if family == "mixtral":
+        config["num_local_experts"] = int(generator.integers(3, 7))
+        # Not 1: a single expert's weight is 1 whatever the router says.
+        config["num_experts_per_tok"] = int(generator.integers(2, 4))
+    if family in ("ministral3", "mistral3"):
+        # Lengths that the drawn texts pass, so that the queries' scaling is not one.
+        original = int(generator.choice([8, 12, 16]))
+        config["rope_parameters"] |= {
+            "rope_type": "yarn",
+            "rope_theta": float(generator.choice([1e3, 1e4, 1e6])),
+            "factor": float(generator.choice([4.0, 8.0, 16.0])),
+            "original_max_position_embeddings": original,
+            "beta_fast": float(generator.choice([4.0, 32.0])),
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": float(generator.choice([0.0, 1.0, 0.5])),
+            "llama_4_scaling_beta": float(generator.choice([0.1, 0.4])),
+        }
     return config
 
 

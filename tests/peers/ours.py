@@ -218,15 +218,16 @@ def from_hugging_face(
     arrays: dict[str, np.ndarray], prefix: str, config: model_config.DecoderConfig
 ) -> dict[str, np.ndarray]:
     """Return arrays that carry Hugging Face's parameter names, stacked as our parameters are."""
-    stacked: dict[str, list[np.ndarray]] = {}
+    stacked: dict[str, dict[names.Index, np.ndarray]] = {}
     for entry in names.entries(config, "hf"):
         value = names.from_foreign(arrays[f"{prefix}{entry.foreign_name}"], entry)
-        stacked.setdefault(entry.path, []).append(value)
-    is_stacked = definition_lib.STACKED_PREFIX
-    return {
-        path: np.stack(values) if path.startswith(is_stacked) else values[0]
-        for path, values in stacked.items()
-    }
+        stacked.setdefault(entry.path, {})[entry.index] = value
+    found = {}
+    for path, parts in stacked.items():
+        counts = [max(axis) + 1 for axis in zip(*parts, strict=True)]
+        flat = np.stack([parts[index] for index in sorted(parts)])
+        found[path] = flat.reshape(*counts, *flat.shape[1:])
+    return found
 
 
 def assert_close(

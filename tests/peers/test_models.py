@@ -1,4 +1,4 @@
-"""Random Mistral, Llama and Qwen2 models: the same numbers as transformers and torch."""
+"""Random models of every family: the same numbers as transformers and torch."""
 
 from pathlib import Path
 
@@ -28,8 +28,12 @@ def draw(request: pytest.FixtureRequest, draws: list[Draw]) -> Draw:
 
 def test_the_draws_cover_what_they_should(draws: list[Draw]) -> None:
     configs = {draw.family: draw.definition.config for draw in draws}
-    reach = configs["mistral"].attention.reach
+    (reach,) = configs["mistral"].attention.reaches
     assert reach is not None and reach < draws[0].batch["tokens"].shape[1]
+    assert len(configs["ministral"].attention.reaches) in (2, 3)
+    for family in ("ministral3", "mistral3"):
+        rope, scaling = configs[family].rope, configs[family].query_scaling
+        assert rope.kind == "yarn" and scaling.kind == "log" and scaling.period < 24
     for draw in draws:
         config = draw.definition.config
         assert config.head_width * config.num_heads != config.width
@@ -48,7 +52,7 @@ def test_logits_are_those_of_transformers(draw: Draw) -> None:
     )
 
 
-@pytest.mark.parametrize("index", [0, 1, 2], ids=lambda index: NAMES[index])
+@pytest.mark.parametrize("index", [0, 2, 3, 4, 5], ids=lambda index: NAMES[index])
 def test_packed_documents_have_the_logits_of_separate_ones(index: int, draws: list[Draw]) -> None:
     draw = draws[index]
     found = ours.packed_logits(draw.definition, draw.params, draw.batch["tokens"])
@@ -56,7 +60,7 @@ def test_packed_documents_have_the_logits_of_separate_ones(index: int, draws: li
 
 
 CHANGES = {
-    "window": lambda c: {"attention": model_config.WindowAttention(window=c.attention.reach + 1)},
+    "window": lambda c: {"attention": model_config.WindowAttention(window=c.attention.window + 1)},
     "epsilon": lambda c: {"norm_epsilon": c.norm_epsilon + 0.01},
     "theta": lambda c: {"rope": model_config.DefaultRope(theta=c.rope.theta / 4)},
 }
@@ -105,12 +109,12 @@ def test_the_step_comparison_sees_decay_and_clipping(change: dict, draws: list[D
         ours.assert_close(stepped, expected, TOLERANCE, "parameters")
 
 
-@pytest.mark.parametrize("index", [0, 1, 2, 3, 5], ids=lambda index: NAMES[index])
+@pytest.mark.parametrize("index", range(7), ids=lambda index: NAMES[index])
 def test_decoding_with_a_cache_is_transformers_generate(index: int, draws: list[Draw]) -> None:
     draw = draws[index]
     theirs = draw.expected["greedy"].tolist()
-    reach = draw.definition.config.attention.reach
-    assert reach is None or reach < len(draw.prompt) + len(theirs)
+    for reach in draw.definition.config.attention.reaches:
+        assert reach is None or reach < len(draw.prompt) + len(theirs)
     made = engine.generate_tokens(
         draw.definition, draw.params, [draw.prompt], max_tokens=len(theirs)
     )  # fmt: skip

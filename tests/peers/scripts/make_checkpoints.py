@@ -18,11 +18,12 @@ def describe(model: torch.nn.Module, batch: dict, optimizer: dict) -> dict[str, 
     loss = torch_models.loss(model, batch)
     loss.backward()
     found["loss"] = loss.detach().numpy()
-    for name, parameter in model.named_parameters():
-        found[f"gradient/{name}"] = parameter.grad.numpy().copy()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in torch_models.named(model, gradients).items():
+        found[f"gradient/{name}"] = gradient.numpy().copy()
     trainer.max_grad_norm = optimizer["max_grad_norm"]
     found["grad_norm"] = np.float32(trainer.step(torch_models.loss(model, batch), 0))
-    for name, parameter in model.named_parameters():
+    for name, parameter in torch_models.named(model, dict(model.named_parameters())).items():
         found[f"stepped/{name}"] = parameter.detach().numpy().copy()
     return found
 

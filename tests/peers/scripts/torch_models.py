@@ -16,8 +16,19 @@ FAMILIES = {
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+    "ministral": (transformers.MinistralConfig, transformers.MinistralForCausalLM),
+    "ministral3": (transformers.Ministral3Config, transformers.Ministral3ForCausalLM),
+    "mistral3": (transformers.Mistral3Config, transformers.Mistral3ForConditionalGeneration),
 }
-DECAYED = ("_proj.weight", "lm_head.weight", "lora_A.default.weight", "lora_B.default.weight")
+DECAYED = (
+    "_proj.weight", "lm_head.weight", "lora_A.default.weight", "lora_B.default.weight",
+    "experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight",
+)  # fmt: skip
+VISION = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "head_dim": 8, "patch_size": 4, "image_size": 16,
+}  # fmt: skip
 
 
 def read_job() -> dict:
@@ -29,7 +40,17 @@ def read_job() -> dict:
 def build(family: str, config: dict, seed: int) -> torch.nn.Module:
     """Return a float32 model with every parameter drawn, norms and biases included."""
     config_class, model_class = FAMILIES[family]
-    model = model_class(config_class(**config, attn_implementation="eager")).float().eval()
+    if family == "mistral3":
+        # The text model's config inside, as the published ones have it, beside a tiny tower.
+        config = {"text_config": {"model_type": "ministral3", **config}, "vision_config": VISION,
+                  "tie_word_embeddings": config["tie_word_embeddings"]}  # fmt: skip
+    model = (
+        model_class(
+            config_class(**config, attn_implementation="eager", experts_implementation="eager")
+        )
+        .float()
+        .eval()
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -44,10 +65,34 @@ def build(family: str, config: dict, seed: int) -> torch.nn.Module:
     return model
 
 
+def named(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return values by parameter name under the names of a text model's file on disk."""
+    found = {}
+    for name, value in values.items():
+        own = name.replace("model.language_model.", "model.")
+        if ".vision_tower." in name or ".multi_modal_projector." in name:
+            continue
+        if own.endswith("mlp.experts.gate_up_proj"):
+            for expert, both in enumerate(value):
+                stem = own.replace("mlp.experts.gate_up_proj", f"block_sparse_moe.experts.{expert}")
+                found[f"{stem}.w1.weight"], found[f"{stem}.w3.weight"] = both.chunk(2)
+        elif own.endswith("mlp.experts.down_proj"):
+            for expert, one in enumerate(value):
+                stem = own.replace("mlp.experts.down_proj", f"block_sparse_moe.experts.{expert}")
+                found[f"{stem}.w2.weight"] = one
+        else:
+            found[own.replace("mlp.gate.weight", "block_sparse_moe.gate.weight")] = value
+    return found
+
+
 def load(folder: str, **options: object) -> torch.nn.Module:
     """Return a saved model in float32 with plain attention."""
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", **options
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        **options,
     ).eval()
 
 
