@@ -1,14 +1,39 @@
-"""Shapes known by name. Every figure is from the published checkpoint's own configuration.
+"""Shapes known by name, one for each published text model; several releases may share one.
 
-Only shapes live here; weights, tokenizers and templates come with a checkpoint.
+Figures are from the checkpoints' own configurations or from public code that loads them; those
+marked `recalled` were not read from an official file. Only shapes live here: weights, tokenizers
+and templates come with a checkpoint.
 """
+
+import dataclasses
+from typing import Any
 
 from mistral_jax.config.model import DecoderConfig
 from mistral_jax.config.model import DefaultRope
 from mistral_jax.config.model import DenseFfn
+from mistral_jax.config.model import InterleavedAttention
+from mistral_jax.config.model import LogQueryScaling
+from mistral_jax.config.model import MoeFfn
 from mistral_jax.config.model import WindowAttention
+from mistral_jax.config.model import YarnRope
 
-_MISTRAL_7B_V0_3 = DecoderConfig(
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """What is known of a preset beside its shape.
+
+    Attributes:
+        title: the published names that have this shape.
+        tokenizers: versions of Mistral's chat format that its files carry; empty for others.
+        recalled: fields that no official file was read for.
+    """
+
+    title: str
+    tokenizers: tuple[str, ...] = ()
+    recalled: tuple[str, ...] = ()
+
+
+_7B_V0_3 = DecoderConfig(
     num_layers=32,
     width=4096,
     num_heads=32,
@@ -20,23 +45,89 @@ _MISTRAL_7B_V0_3 = DecoderConfig(
     max_positions=32768,
 )
 
-PRESETS: dict[str, DecoderConfig] = {
-    "mistral_7b_v0_1": _MISTRAL_7B_V0_3.model_copy(
-        update={
-            "vocab_size": 32000,
-            "attention": WindowAttention(window=4096),
-            "rope": DefaultRope(theta=1e4),
-        }
+
+def _like(base: DecoderConfig, **changes: Any) -> DecoderConfig:
+    return base.model_copy(update=changes)
+
+
+_22B = _like(_7B_V0_3, num_layers=56, width=6144, num_heads=48, ffn=DenseFfn(width=16384))
+_NEMO = _like(_7B_V0_3, num_layers=40, width=5120, vocab_size=131072, max_positions=131072)
+_SMALL_3 = _like(_NEMO, ffn=DenseFfn(width=32768), rope=DefaultRope(theta=1e8), max_positions=32768)
+_MINISTRAL_3_8B = _like(
+    _7B_V0_3,
+    num_layers=34,
+    vocab_size=131072,
+    rope=YarnRope(
+        theta=1e6, factor=16.0, original_max_positions=16384, mscale=1.0, mscale_all_dim=1.0
     ),
-    "mistral_7b_v0_2": _MISTRAL_7B_V0_3.model_copy(update={"vocab_size": 32000}),
-    "mistral_7b_v0_3": _MISTRAL_7B_V0_3,
-    "mistral_nemo_12b": _MISTRAL_7B_V0_3.model_copy(
-        update={
-            "num_layers": 40,
-            "width": 5120,
-            "vocab_size": 131072,
-            "max_positions": 131072,
-        }
+    query_scaling=LogQueryScaling(beta=0.1, period=16384),
+    max_positions=262144,
+)
+_LARGE_2 = _like(
+    _7B_V0_3,
+    num_layers=88,
+    width=12288,
+    num_heads=96,
+    ffn=DenseFfn(width=28672),
+    max_positions=131072,
+)
+
+PRESETS: dict[str, DecoderConfig] = {
+    "mistral_7b_v0_1": _like(
+        _7B_V0_3,
+        vocab_size=32000,
+        attention=WindowAttention(window=4096),
+        rope=DefaultRope(theta=1e4),
+    ),
+    "mistral_7b_v0_2": _like(_7B_V0_3, vocab_size=32000),
+    "mistral_7b_v0_3": _7B_V0_3,
+    "mixtral_8x7b": _like(
+        _7B_V0_3, vocab_size=32000, ffn=MoeFfn(width=14336, num_experts=8, top_k=2)
+    ),
+    "mixtral_8x22b": _like(
+        _22B, ffn=MoeFfn(width=16384, num_experts=8, top_k=2), max_positions=65536
+    ),
+    "mistral_22b": _22B,
+    "mistral_nemo_12b": _NEMO,
+    "mistral_small_3": _SMALL_3,
+    "mistral_small_3_1": _like(_SMALL_3, rope=DefaultRope(theta=1e9), max_positions=131072),
+    "ministral_8b": _like(
+        _7B_V0_3,
+        num_layers=36,
+        vocab_size=131072,
+        ffn=DenseFfn(width=12288),
+        attention=InterleavedAttention(window=32768, period=("full", "window", "window", "window")),
+        rope=DefaultRope(theta=1e8),
+        max_positions=131072,
+    ),
+    "ministral_3_3b": _like(
+        _MINISTRAL_3_8B, num_layers=26, width=3072, ffn=DenseFfn(width=9216), tied_head=True
+    ),
+    "ministral_3_8b": _MINISTRAL_3_8B,
+    "ministral_3_14b": _like(
+        _MINISTRAL_3_8B,
+        num_layers=40,
+        width=5120,
+        ffn=DenseFfn(width=16384),
+        rope=_MINISTRAL_3_8B.rope.model_copy(update={"theta": 1e9}),
+    ),
+    "mistral_large_2": _LARGE_2,
+    "devstral_2": _like(
+        _LARGE_2, vocab_size=131072, rope=_MINISTRAL_3_8B.rope, max_positions=262144
+    ),
+    "qwen2_5_3b": DecoderConfig(
+        num_layers=36,
+        width=2048,
+        num_heads=16,
+        num_kv_heads=2,
+        head_width=128,
+        vocab_size=151936,
+        ffn=DenseFfn(width=11008),
+        rope=DefaultRope(theta=1e6),
+        norm_epsilon=1e-6,
+        tied_head=True,
+        qkv_bias=True,
+        max_positions=32768,
     ),
     "smollm2_135m": DecoderConfig(
         num_layers=30,
@@ -51,3 +142,54 @@ PRESETS: dict[str, DecoderConfig] = {
         max_positions=8192,
     ),
 }
+
+RELEASES: dict[str, Release] = {
+    "mistral_7b_v0_1": Release("Mistral 7B v0.1, Instruct v0.1", ("v1",)),
+    "mistral_7b_v0_2": Release("Mistral 7B v0.2, Instruct v0.2", ("v1",)),
+    "mistral_7b_v0_3": Release("Mistral 7B v0.3, Instruct v0.3, Mathstral 7B", ("v2", "v3")),
+    "mixtral_8x7b": Release("Mixtral 8x7B v0.1, Instruct v0.1", ("v1",)),
+    "mixtral_8x22b": Release("Mixtral 8x22B Instruct v0.1", ("v3",), ("max_positions",)),
+    "mistral_22b": Release(
+        "Codestral 22B, Mistral Small 2409", ("v3",), ("num_layers", "width", "ffn")
+    ),
+    "mistral_nemo_12b": Release("Mistral Nemo 12B, text of Pixtral 12B", ("v3",)),
+    "mistral_small_3": Release("Mistral Small 3 (2501)", ("v7",), ("rope.theta", "max_positions")),
+    "mistral_small_3_1": Release(
+        "Mistral Small 3.1 and 3.2, Magistral Small, Devstral Small", ("v7", "v11", "v13")
+    ),
+    "ministral_8b": Release(
+        "Ministral 8B (2410)", ("v3",), ("num_layers", "ffn", "attention.period", "rope.theta")
+    ),
+    "ministral_3_3b": Release("Ministral 3 3B", ("v13",)),
+    "ministral_3_8b": Release("Ministral 3 8B", ("v13",)),
+    "ministral_3_14b": Release("Ministral 3 14B", ("v13",), ("ffn", "rope.theta")),
+    "mistral_large_2": Release("Mistral Large 2 (2407, 2411)", ("v3", "v7"), ("vocab_size",)),
+    "devstral_2": Release(
+        "Devstral 2, Mistral Medium 3.5", ("v13",), ("num_layers", "width", "rope")
+    ),
+    "qwen2_5_3b": Release("Qwen2.5 3B", (), ("every field",)),
+    "smollm2_135m": Release("SmolLM2 135M"),
+}
+# What the tensors' shapes tell; the rest a config may say wrongly.
+SHAPE_FIELDS = (
+    "num_layers", "width", "num_heads", "num_kv_heads", "head_width", "vocab_size", "ffn",
+    "tied_head", "qkv_bias",
+)  # fmt: skip
+CONFIG_FIELDS = ("attention", "rope", "query_scaling", "norm_epsilon")
+
+
+def same_shape(decoder: DecoderConfig) -> list[str]:
+    """Return the presets whose tensors have the same shapes."""
+    return [name for name, preset in PRESETS.items() if not _apart(decoder, preset, SHAPE_FIELDS)]
+
+
+def differences(decoder: DecoderConfig, preset: str) -> dict[str, tuple[Any, Any]]:
+    """Return the fields in which a decoder computes otherwise than a preset: theirs, then ours."""
+    return _apart(decoder, PRESETS[preset], SHAPE_FIELDS + CONFIG_FIELDS)
+
+
+def _apart(
+    first: DecoderConfig, second: DecoderConfig, fields: tuple[str, ...]
+) -> dict[str, tuple[Any, Any]]:
+    pairs = {name: (getattr(first, name), getattr(second, name)) for name in fields}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

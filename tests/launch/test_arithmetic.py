@@ -16,13 +16,33 @@ GIB = 1 << 30
     ("preset", "count"),
     [
         ("mistral_7b_v0_1", 7_241_732_096),
+        ("mistral_7b_v0_2", 7_241_732_096),
         ("mistral_7b_v0_3", 7_248_023_552),
+        ("mixtral_8x7b", 46_702_792_704),
+        ("mixtral_8x22b", 140_630_071_296),
+        ("mistral_22b", 22_247_282_688),
         ("mistral_nemo_12b", 12_247_782_400),
+        ("mistral_small_3", 23_572_403_200),
+        ("ministral_8b", 8_019_808_256),
+        ("ministral_3_3b", 3_429_006_336),
+        ("ministral_3_8b", 8_489_553_920),
+        ("ministral_3_14b", 13_506_073_600),
+        ("mistral_large_2", 122_610_069_504),
+        ("devstral_2", 125_025_988_608),
+        ("qwen2_5_3b", 3_085_938_688),
         ("smollm2_135m", 134_515_008),
     ],
 )
 def test_parameter_count_is_the_published_one(preset, count):
     assert arithmetic.parameter_count(presets.PRESETS[preset]) == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [("mixtral_8x7b", 12_879_925_248), ("mixtral_8x22b", 39_161_468_928)],
+)
+def test_active_parameters_of_a_mixture_are_the_published_ones(preset, count):
+    assert arithmetic.active_parameter_count(presets.PRESETS[preset]) == count
 
 
 def test_biases_count_where_the_model_has_them():
