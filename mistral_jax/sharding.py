@@ -113,6 +113,11 @@ def named(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> N
     return NamedSharding(mesh, spec(axes, shape, mesh))
 
 
+def of_slice(whole: NamedSharding, num_axes: int) -> NamedSharding:
+    """Return the sharding of a slice at an index on the first axes of an array."""
+    return NamedSharding(whole.mesh, PartitionSpec(*whole.spec[num_axes:]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding that holds a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -41,8 +41,8 @@ def test_a_config_of_v0_1_on_weights_of_v0_3_is_called_out() -> None:
 def test_a_window_on_v0_2_is_called_out() -> None:
     found = identify(V0_2.model_copy(update={"attention": WindowAttention(window=4096)}))
     assert "Mistral 7B v0.2" in found.title
-    assert len(found.contradictions) == 1
     assert "attention is window (window 4096) and not full" in found.contradictions[0]
+    assert "such a config belongs to Mistral 7B v0.1" in found.contradictions[1]
 
 
 def test_a_tokenizer_of_another_release_is_called_out() -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of any supported format into our parameters, tensor by tensor, onto a mesh.
 
-Host memory holds one layer's tensor at a time beside what the devices hold: a stacked parameter
-grows on the device, one donated update for each layer (or expert).
+Host memory holds each device's shard of one layer's tensor at a time beside what the devices hold:
+a stacked parameter grows on the device, one donated update for each layer (or expert).
 """
 
 import functools
@@ -18,6 +18,7 @@ from jaxtyping import Int
 from jaxtyping import Shaped
 
 from mistral_jax import precision
+from mistral_jax import sharding
 from mistral_jax.config import load
 from mistral_jax.config import model as model_config
 from mistral_jax.formats import detect
@@ -127,12 +128,24 @@ def _place(
     target: NamedSharding,
 ) -> Shaped[Array, "..."]:
     if not entries[0].index:
-        return jax.device_put(np.ascontiguousarray(read(entries[0])).astype(dtype), target)
+        return _on_devices(read(entries[0]), dtype, target)
     stacked = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=target)()
     for entry in entries:
-        part = np.ascontiguousarray(read(entry)).astype(dtype)
+        part = _on_devices(read(entry), dtype, sharding.of_slice(target, len(entry.index)))
         stacked = _set_part(stacked, part, np.asarray(entry.index, np.int32))
     return stacked
+
+
+def _on_devices(
+    array: Shaped[np.ndarray, "..."], dtype: np.dtype, target: NamedSharding
+) -> Shaped[Array, "..."]:
+    """Copy to each device its own shard of a mapped array; the rest of the file is not read."""
+
+    def shard(index: tuple[slice, ...]) -> Shaped[np.ndarray, "..."]:
+        # Always a copy: a device buffer must not live on a file that somebody may replace.
+        return np.array(array[index], dtype=dtype, order="C")
+
+    return jax.make_array_from_callback(array.shape, target, shard)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
