@@ -15,33 +15,34 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from collections.abc import Iterator
+from tarfile import ReadError as TarReadError
 from typing import Any
 from typing import BinaryIO
 
+from data_pipelines import inflate
 from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
+from data_pipelines.documents import shown_name
 from mistral_jax import storage
 
-SLACK_BYTES = 1 << 20  # below this no ratio is asked: a short log may well shrink a thousandfold
 SPOOL_BYTES = 16 << 20
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+# ValueError comes from numbers and sparse maps in headers that make no sense.
+HEADER_ERRORS = (
+    tarfile.EmptyHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
+    tarfile.TruncatedHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
+    tarfile.InvalidHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
+    ValueError,
+)
 DRIVE = re.compile(r"^[A-Za-z]:")
-
-
-class ArchiveError(ValueError):
-    """A cap was reached; `kind` names it."""
-
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
 
 
 # What the standard library raises on damaged archives: OSError comes from gzip and bz2,
 # RuntimeError and NotImplementedError from zip members that are encrypted or compressed in a way
 # that it lacks.
 MEMBER_ERRORS = (
-    ArchiveError,
+    inflate.ArchiveError,
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
@@ -53,90 +54,6 @@ MEMBER_ERRORS = (
 )
 
 
-class Budget:
-    """What one outermost archive has spent."""
-
-    def __init__(self, limits: Limits):
-        self._limits = limits
-        self.inflated_bytes = 0
-        self.members = 0
-
-    def spend_bytes(self, count: int) -> None:
-        """Count inflated bytes.
-
-        Raises:
-            ArchiveError: more than `total_bytes`.
-        """
-        self.inflated_bytes += count
-        if self.inflated_bytes > self._limits.total_bytes:
-            raise ArchiveError(
-                "too_large", f"inflates to more than {self._limits.total_bytes} bytes"
-            )
-
-    def spend_member(self) -> None:
-        """Count a member.
-
-        Raises:
-            ArchiveError: more than `max_members`.
-        """
-        self.members += 1
-        if self.members > self._limits.max_members:
-            raise ArchiveError(
-                "too_many_members", f"has more than {self._limits.max_members} members"
-            )
-
-
-class CountingReader(io.RawIOBase):
-    """Passes bytes on and counts them."""
-
-    def __init__(self, stream: BinaryIO):
-        super().__init__()
-        self._stream = stream
-        self.count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self.count += len(data)
-        return len(data)
-
-
-class CappedReader(io.RawIOBase):
-    """Passes inflated bytes on until a cap is reached."""
-
-    def __init__(
-        self,
-        stream: Any,
-        compressed_bytes: Callable[[], int],
-        limits: Limits,
-        budget: Budget,
-    ):
-        super().__init__()
-        self._stream = stream
-        self._compressed_bytes = compressed_bytes
-        self._limits = limits
-        self._budget = budget
-        self._count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self._stream.read(min(len(buffer), 1 << 16))
-        buffer[: len(data)] = data
-        self._count += len(data)
-        self._budget.spend_bytes(len(data))
-        allowed = SLACK_BYTES + self._limits.max_ratio * self._compressed_bytes()
-        if self._count > allowed:
-            raise ArchiveError(
-                "bomb", f"inflates more than {self._limits.max_ratio}-fold; it was not read further"
-            )
-        return len(data)
-
-
 def kind_of(name: str) -> str | None:
     """Return "zip" or "tar" if a file's name (lower case) is that of an archive."""
     if name.endswith(ZIP_SUFFIXES):
@@ -145,7 +62,7 @@ def kind_of(name: str) -> str | None:
 
 
 def members(
-    name: str, stream: BinaryIO, kind: str, limits: Limits, budget: Budget
+    name: str, stream: BinaryIO, kind: str, limits: Limits, budget: inflate.Budget
 ) -> Iterator[tuple[str, BinaryIO | Reject]]:
     """Yield (id, stream) of every readable member, and (id, Reject) of every other.
 
@@ -166,7 +83,7 @@ def reject_of(name: str, error: BaseException) -> Reject:
     """
     if isinstance(error, OSError):
         storage.raise_if_disk_full(error, tempfile.gettempdir())
-    if isinstance(error, ArchiveError):
+    if isinstance(error, inflate.ArchiveError):
         return Reject(name, error.kind, str(error))
     if isinstance(error, RuntimeError) and "password" in str(error):
         return Reject(name, "encrypted", "needs a password")
@@ -188,50 +105,95 @@ def name_problem(member: str) -> str | None:
 
 
 def _zip_members(
-    name: str, stream: BinaryIO, limits: Limits, budget: Budget
+    name: str, stream: BinaryIO, limits: Limits, budget: inflate.Budget
 ) -> Iterator[tuple[str, BinaryIO | Reject]]:
-    with _seekable(stream, limits) as file, zipfile.ZipFile(file) as archive:
+    with _seekable(stream, limits) as file, _call_zipfile(lambda: zipfile.ZipFile(file)) as archive:
+        # What is left of the archive for the members to come, whatever its headers say.
+        compressed_bytes = file.seek(0, 2)
         for info in archive.infolist():
             budget.spend_member()
-            member = f"{name}!{_shown(info.orig_filename)}"
+            member = f"{name}!{shown_name(info.orig_filename)}"
             problem = name_problem(info.orig_filename) or name_problem(info.filename)
-            mode = info.external_attr >> 16
             if problem:
                 yield member, Reject(member, "unsafe_name", f"{problem}; it was not read")
             elif info.is_dir() or _is_hidden(info.filename):
                 continue
-            elif mode & 0o170000 not in (0, 0o100000):
-                yield member, Reject(member, "not_a_file", "a link or a device; it was not read")
-            elif info.flag_bits & 1:
-                yield member, Reject(member, "encrypted", "needs a password")
+            elif refused := _refused_in_zip(member, info):
+                yield member, refused
             else:
+                allowed = min(info.compress_size, compressed_bytes)
+                compressed_bytes -= allowed
                 try:
-                    with archive.open(info) as inflated:
-                        compressed = info.compress_size
-                        capped = CappedReader(inflated, lambda c=compressed: c, limits, budget)
+                    with _call_zipfile(lambda each=info: archive.open(each)) as inflated:
+                        capped = inflate.CappedReader(inflated, lambda c=allowed: c, limits, budget)
                         yield member, io.BufferedReader(capped)
-                except ArchiveError:
+                except inflate.ArchiveError:
                     raise
                 except MEMBER_ERRORS as error:
                     yield member, reject_of(member, error)
 
 
+def _refused_in_zip(member: str, info: zipfile.ZipInfo) -> Reject | None:
+    """Return why a member is not read, by what its header says."""
+    if (info.external_attr >> 16) & 0o170000 not in (0, 0o100000):
+        return Reject(member, "not_a_file", "a link or a device; it was not read")
+    if info.flag_bits & 1:
+        return Reject(member, "encrypted", "needs a password")
+    # zipfile inflates the others without a bound on what comes out of one read.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return Reject(
+            member,
+            "unsupported_compression",
+            f"compressed by method {info.compress_type}; pack the zip with deflate",
+        )
+    return None
+
+
+def _call_zipfile[T](call: Callable[[], T]) -> T:
+    """Call zipfile, which lets the ValueErrors of what it is built on through.
+
+    Raises:
+        zipfile.BadZipFile: a name is not what its flag says, or an offset makes no sense.
+    """
+    try:
+        return call()
+    except ValueError as error:
+        raise zipfile.BadZipFile(str(error)) from None
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Headers of a tar. A damaged one behind the first is an error, not the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> "_StrictTarInfo":
+        """Read the next header; only the block of zeros behind the last member ends an archive."""
+        try:
+            return super().fromtarfile(tarfile)
+        except inflate.ArchiveError:
+            raise
+        except HEADER_ERRORS as error:
+            raise TarReadError(f"header at byte {tarfile.offset}: {error}") from None
+
+
 def _tar_members(
-    name: str, stream: BinaryIO, limits: Limits, budget: Budget
+    name: str, stream: BinaryIO, limits: Limits, budget: inflate.Budget
 ) -> Iterator[tuple[str, BinaryIO | Reject]]:
-    counted = CountingReader(stream)
+    counted = inflate.CountingReader(stream)
     start = io.BufferedReader(counted)
     # The caps lie below tarfile, so that members which it skips are counted too.
-    plain = CappedReader(_inflated(start), lambda: counted.count, limits, budget)
-    with tarfile.open(fileobj=plain, mode="r|") as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+    plain = inflate.CappedReader(_inflated(start), lambda: counted.count, limits, budget)
+    with tarfile.open(fileobj=plain, mode="r|", tarinfo=_StrictTarInfo) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
         for info in archive:
             budget.spend_member()
-            member = f"{name}!{_shown(info.name)}"
+            member = f"{name}!{shown_name(info.name)}"
             problem = name_problem(info.name)
             if problem:
                 yield member, Reject(member, "unsafe_name", f"{problem}; it was not read")
             elif info.isdir() or _is_hidden(info.name):
                 continue
+            elif info.issparse():
+                # A few bytes may stand for any length of zeros, which no cap on reading sees.
+                yield member, Reject(member, "sparse_file", "a sparse file; pack it without holes")
             elif not info.isreg():
                 yield member, Reject(member, "not_a_file", "a link or a device; it was not read")
             else:
@@ -285,13 +247,9 @@ def _seekable(stream: BinaryIO, limits: Limits) -> BinaryIO:
     while chunk := stream.read(1 << 16):
         size += len(chunk)
         if size > limits.member_bytes:
-            raise ArchiveError(
+            raise inflate.ArchiveError(
                 "too_large", f"a nested archive of more than {limits.member_bytes} bytes"
             )
         file.write(chunk)
     file.seek(0)
     return file  # pyright: ignore[reportReturnType]
-
-
-def _shown(member: str) -> str:
-    return member.encode("unicode_escape").decode() if not member.isprintable() else member

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from dataclasses import field
+from typing import Any
 from typing import Literal
 
 
@@ -13,18 +14,22 @@ class Document:
         id: where it came from: "file", "archive.zip!member", "file.jsonl#12" (line 12).
         kind: which of the fields is filled.
         text: the text (kind "text").
-        messages: dicts of "role" and "content" (kind "chat").
+        messages: dicts of "role" and "content" (kind "chat"); "weight" 0 keeps an answer out of
+            the loss.
         prompt, completion: kind "prompt_completion".
-        source_digest: sha256, in hex, of the bytes that it was read from.
     """
 
     id: str
     kind: Literal["text", "chat", "prompt_completion"]
     text: str = ""
-    messages: tuple[dict[str, str], ...] = field(default=())
+    messages: tuple[dict[str, Any], ...] = field(default=())
     prompt: str = ""
     completion: str = ""
-    source_digest: str = ""
+
+
+def shown_name(name: str) -> str:
+    """Return a file's or member's name as printable UTF-8, whatever bytes it has on disk."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 @dataclass(frozen=True, slots=True)

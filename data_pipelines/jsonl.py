@@ -4,7 +4,6 @@ Lines are read with a cap and parsed strictly; a bad line is a Reject with file,
 and the lines after it are still read.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +31,7 @@ def read_jsonl(name: str, stream: BinaryIO, limits: Limits) -> Iterator[Document
     seen = False
     while line := stream.readline(limits.line_bytes + 1):
         number += 1
+        seen = seen or bool(line.strip())
         where = f"{name}#{number}"
         if len(line) > limits.line_bytes:
             while line and not line.endswith(b"\n"):
@@ -41,7 +41,6 @@ def read_jsonl(name: str, stream: BinaryIO, limits: Limits) -> Iterator[Document
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not line.strip():
             continue
-        seen = True
         try:
             yield _document(where, line)
         except _BadLine as bad:
@@ -54,24 +53,34 @@ def _document(where: str, line: bytes) -> Document:
     row = _parse(line)
     if not isinstance(row, dict):
         raise _BadLine("bad_schema", f"expected an object, got {type(row).__name__}")
-    digest = hashlib.sha256(line.rstrip(b"\r\n")).hexdigest()
     shapes = [key for key in ("messages", "completion", "text") if key in row]
     if len(shapes) != 1:
         keys = ", ".join(sorted(map(str, row)))[:200]
         raise _BadLine("bad_schema", f"expected {SHAPES}, got the keys {keys or '(none)'}")
+    for key in ("tools", "functions"):
+        if row.get(key):
+            raise _BadLine("bad_schema", f'"{key}" is not supported, and the chat depends on it')
     if shapes == ["messages"]:
         messages = _messages(row["messages"])
-        return Document(where, "chat", messages=messages, source_digest=digest)
+        _refuse_further_prompt(row, [each["content"] for each in messages])
+        return Document(where, "chat", messages=messages)
     if shapes == ["text"]:
         text = _string(row, "text")
-        return Document(where, "text", text=text, source_digest=digest)
+        _refuse_further_prompt(row, [])
+        return Document(where, "text", text=text)
     return Document(
         where,
         "prompt_completion",
         prompt=_string(row, "prompt", may_be_blank=True),
         completion=_string(row, "completion"),
-        source_digest=digest,
     )
+
+
+def _refuse_further_prompt(row: dict, said: list[str]) -> None:
+    """Refuse a prompt that would be dropped; data sets repeat a chat's first message under it."""
+    prompt = row.get("prompt")
+    if prompt and prompt not in said:
+        raise _BadLine("bad_schema", '"prompt" needs a "completion"; beside others it has no place')
 
 
 def _parse(line: bytes) -> Any:
@@ -91,7 +100,7 @@ def _parse(line: bytes) -> Any:
         raise _BadLine("bad_json", f"not usable JSON: {error}") from None
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
+def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         raise _BadLine("bad_schema", '"messages" must be a list of objects')
     if not value:
@@ -103,11 +112,27 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
             raise _BadLine(
                 "bad_schema", f"messages[{index}].role must be one of {', '.join(ROLES)}: {role!r}"
             )
+        for key in ("tool_calls", "function_call"):
+            if each.get(key):
+                raise _BadLine("bad_schema", f"messages[{index}].{key} is not supported")
         content = _string(each, "content", may_be_blank=True, where=f"messages[{index}].")
-        messages.append({"role": role, "content": content})
+        messages.append({"role": role, "content": content, **_weight(each, index)})
     if not any(each["role"] == "assistant" and each["content"].strip() for each in messages):
         raise _BadLine("empty_chat", "no assistant message with text, so nothing to learn")
     return tuple(messages)
+
+
+def _weight(message: dict, index: int) -> dict[str, int]:
+    """Return {"weight": 0} for an answer to leave out of the loss, {} for any other message."""
+    weight = message.get("weight")
+    allowed = (0, 1) if message["role"] == "assistant" else (0,)
+    if weight is not None and weight not in allowed:
+        raise _BadLine(
+            "bad_schema",
+            f"messages[{index}].weight of role {message['role']} must be "
+            f"{' or '.join(map(str, allowed))}, got {weight!r}",
+        )
+    return {"weight": 0} if weight == 0 and message["role"] == "assistant" else {}
 
 
 def _string(row: dict, key: str, *, may_be_blank: bool = False, where: str = "") -> str:

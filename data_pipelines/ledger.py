@@ -65,7 +65,7 @@ class Ledger:
         Args:
             names: the sources' names, all different.
             lengths: per source the number of tokens of each document, >= 2.
-            weights: per source its share of the tokens, > 0.
+            weights: per source its share of the tokens, > 0; of the rows with packing "none".
             seed: with the lengths and the weights it fixes every row.
             row_tokens: inputs per row (sequence_length).
             block_rows: rows of a block, about.

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines import clean
 from data_pipelines import pdf
 from data_pipelines import readers
 from data_pipelines import records
@@ -100,20 +99,15 @@ class MapStage:
         cap = self.max_documents
         different: set[bytes] = set()
         for item in self._items(task, pdf_reader):
-            if isinstance(item, Reject):
-                writer.reject(item)
-                continue
-            document = clean.clean_document(item)
-            made = tokenize_documents.tokenize_document(document, self.tokenizer)
+            made = item
+            if not isinstance(item, Reject):
+                made = tokenize_documents.tokenize_document(item, self.tokenizer)
             if isinstance(made, Reject):
                 writer.reject(made)
                 continue
-            tokens, mask = made
-            digest = tokenize_documents.content_digest(document)
-            writer.add(
-                records.encode_record(tokens, mask, document.id, token_bytes=token_bytes), digest
-            )
-            different.add(digest)
+            record = records.encode_record(made.tokens, made.mask, item.id, token_bytes=token_bytes)
+            writer.add(record, made.digest)
+            different.add(made.digest)
             if cap is not None and len(different) >= cap:
                 break
         writer.close()
@@ -134,7 +128,7 @@ def _group(files: list[Path], task_bytes: int) -> Iterator[list[Path]]:
     task: list[Path] = []
     size = 0
     for file in files:
-        file_bytes = file.stat().st_size if file.is_file() else 0
+        file_bytes = readers.file_size_bytes(file) or 0
         if task and (size + file_bytes > task_bytes or len(task) >= TASK_FILES):
             yield task
             task, size = [], 0

@@ -122,10 +122,3 @@ class Mixture:
             documents.append(chosen)
             sources.append(np.full(len(chosen), index, np.int32))
         return np.concatenate(sources), np.concatenate(documents)
-
-    def epochs_at(self, block: int) -> dict[str, float]:
-        """Return how often each source has been run through when a block begins."""
-        return {
-            stream.name: float(block * rate / stream.total)
-            for stream, rate in zip(self._streams, self._rates)
-        }

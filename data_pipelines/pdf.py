@@ -4,7 +4,6 @@ The process is kept for many PDFs; when one crashes it or takes too long, it is 
 rejected with the reason, and the next one gets a new process.
 """
 
-import hashlib
 import json
 import re
 import selectors
@@ -76,7 +75,7 @@ class PdfReader:
             return Reject(
                 name, "no_text", f"{len(answer['pages'])} pages without text (a scan needs OCR)"
             )
-        return Document(name, "text", text=text, source_digest=hashlib.sha256(data).hexdigest())
+        return Document(name, "text", text=text)
 
     def _ask(self, data: bytes) -> dict | None:
         """Return the process's answer, None if it crashed, lied or was late."""

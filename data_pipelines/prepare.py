@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from data_pipelines import records
 from data_pipelines import shards
 from data_pipelines import sources
 from data_pipelines.documents import Limits
+from data_pipelines.documents import shown_name
 from mistral_jax import storage
 from mistral_jax.tokenizers import Tokenizer
 
@@ -65,6 +67,7 @@ def prepare(
     max_documents: int | None = None,
     limits: Limits | None = None,
     task_bytes: int = TASK_BYTES,
+    exclude: Collection[Path] = (),
     on_progress: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Prepare a file, an archive or a folder of documents, or go on where an earlier call stopped.
@@ -78,25 +81,31 @@ def prepare(
         max_documents: stop after so many different documents.
         limits: what an input may cost.
         task_bytes: input bytes per task; how often a killed run has to start over.
+        exclude: folders inside the input to leave out; the output is left out in any case.
         on_progress: told a line of text now and then.
 
     Raises:
         readers.NoDocuments: nothing usable; lists what was seen. Nothing is left behind.
         storage.DiskSpaceError: too little space, said before anything is written.
         InUse: another process writes the same folder.
-        ValueError: no such input, or a folder with other things in it.
+        ValueError: no such input, a folder with other things in it, or a fraction out of range.
     """
+    if not 0 <= eval_fraction < 1:
+        raise ValueError(
+            f"eval_fraction: expected a share of the documents, 0 <= eval_fraction < 1, got "
+            f"{eval_fraction}; 0.05 holds one in twenty out"
+        )
     root = Path(path)
     folder = Path(output_folder)
     say = on_progress or (lambda line: None)
     if storage.is_remote(path):
         raise ValueError(f"{path}: expected a local path; copy the objects to a folder first")
-    files = readers.list_inputs(root, exclude=folder)
+    files = readers.list_inputs(root, exclude=(folder, *exclude))
     _check_folder(folder)
-    input_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    input_bytes = sum(readers.file_size_bytes(file) or 0 for file in files)
     limits = limits or Limits()
     settings = {
-        "name": name or root.resolve().name,
+        "name": name or shown_name(root.resolve().name),
         "eval_fraction": eval_fraction,
         "max_documents": max_documents,
         "limits": asdict(limits),
@@ -111,6 +120,7 @@ def prepare(
     fingerprint = _digest(json.dumps({"settings": settings, "inputs": inputs}, sort_keys=True))
     finished = _finished(folder, fingerprint)
     if finished is not None:
+        _remove_work(folder)
         say(f"{folder}: reused, nothing has changed since it was prepared")
         return Prepared(folder, finished, is_reused=True)
     needed = SPACE_BASE_BYTES + SPACE_FACTOR * input_bytes
@@ -161,10 +171,18 @@ def _finished(folder: Path, fingerprint: str) -> dict | None:
         return None
     try:
         for split in shards.SPLITS:
-            sources.ArrayRecordSource(folder, split)
+            sources.ArrayRecordSource(folder, split).verify()
     except sources.DamagedShard:
         return None
     return manifest
+
+
+def _remove_work(folder: Path) -> None:
+    """Remove the parts that a run left which was killed between its manifest and its clearing."""
+    if not (folder / map_tasks.WORK).exists():
+        return
+    with contextlib.suppress(InUse), _locked(folder):
+        shutil.rmtree(folder / map_tasks.WORK)
 
 
 def _leave_nothing(folder: Path, *, is_new: bool) -> None:
@@ -189,12 +207,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _input_entry(file: Path, root: Path) -> dict[str, Any]:
-    is_file = file.is_file()
-    return {
-        "file": readers.name_of(file, root),
-        "size_bytes": file.stat().st_size if is_file else 0,
-        "sha256": storage.digest(file) if is_file else None,
-    }
+    size_bytes = readers.file_size_bytes(file)
+    try:
+        sha256 = None if size_bytes is None else storage.digest(file)
+    except PermissionError:  # the reader lists it as unreadable
+        sha256 = None
+    return {"file": readers.name_of(file, root), "size_bytes": size_bytes or 0, "sha256": sha256}
 
 
 def _settings_of(tokenizer: Tokenizer) -> dict[str, Any]:

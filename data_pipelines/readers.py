@@ -6,20 +6,23 @@ Reject with its reason. Archives are read in archives.py, PDFs in pdf.py.
 """
 
 import gzip
-import hashlib
-import html.parser
 import io
 import os
+from collections.abc import Collection
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from data_pipelines import archives
+from data_pipelines import html_text
+from data_pipelines import inflate
 from data_pipelines import jsonl
 from data_pipelines import pdf
+from data_pipelines import sources
 from data_pipelines.documents import Document
 from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
+from data_pipelines.documents import shown_name
 
 # fmt: off
 TEXT_SUFFIXES = frozenset({
@@ -40,6 +43,11 @@ TEXT_NAMES = frozenset({
 HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
+# What the manifest of a run, and that of a prepared folder, always holds.
+OUTPUT_KEYS = (
+    {"config", "config_hash", "data", "start_checkpoint_digest"},
+    {"fingerprint", "splits", "token_bytes"},
+)
 KINDS_SHOWN = 8
 
 
@@ -47,12 +55,15 @@ class NoDocuments(ValueError):
     """An input without a single usable document."""
 
 
-def list_inputs(path: str | Path, *, exclude: Path | None = None) -> list[Path]:
+def list_inputs(path: str | Path, *, exclude: Collection[Path] = ()) -> list[Path]:
     """Return the files of an input in a fixed order; hidden files and folders are left out.
+
+    So are folders that `prepare` or a run wrote. Folders that cannot be searched (linked ones, and
+    those without permission) are in the list, for `read_file` to tell of them.
 
     Args:
         path: a file, or a folder that is searched to its depth without following linked folders.
-        exclude: a folder to leave out (the output, if it lies inside).
+        exclude: folders to leave out (the output, if it lies inside).
 
     Raises:
         ValueError: there is no such path, or the folder has no files.
@@ -62,18 +73,23 @@ def list_inputs(path: str | Path, *, exclude: Path | None = None) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise ValueError(f"{root}: expected a file or a folder of documents, found nothing there")
-    excluded = exclude.resolve() if exclude else None
+    excluded = {each.resolve() for each in exclude}
     found: list[Path] = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(
+        root, onerror=lambda error: found.append(Path(error.filename))
+    ):
         here = Path(folder)
-        folders[:] = sorted(
-            name
-            for name in folders
+        inner = [
+            here / name
+            for name in sorted(folders)
             if not name.startswith(".")
             and name not in SKIPPED_FOLDERS
-            and (here / name).resolve() != excluded
-        )
-        found += [here / name for name in sorted(names) if not name.startswith(".")]
+            and (here / name).resolve() not in excluded
+            and not _is_output(here / name)
+        ]
+        found.extend(each for each in inner if each.is_symlink())
+        folders[:] = [each.name for each in inner if not each.is_symlink()]
+        found.extend(here / name for name in sorted(names) if not name.startswith("."))
     if not found:
         raise NoDocuments(
             f"{root}: the folder is empty; expected PDF, Markdown, text, source code, HTML, "
@@ -82,32 +98,21 @@ def list_inputs(path: str | Path, *, exclude: Path | None = None) -> list[Path]:
     return found
 
 
-def read_documents(
-    path: str | Path, limits: Limits | None = None, *, exclude: Path | None = None
-) -> Iterator[Document | Reject]:
-    """Yield every document, and every reject, of a file, a folder or an archive.
+def _is_output(folder: Path) -> bool:
+    """Return whether a folder is a run's, or prepared data: they hold no documents to learn."""
+    try:
+        manifest = sources.read_json(folder / sources.MANIFEST)
+    except OSError:
+        return False
+    return OUTPUT_KEYS[0] <= manifest.keys() or OUTPUT_KEYS[1] <= manifest.keys()
 
-    Raises:
-        NoDocuments: nothing usable came out; the message lists what was seen.
-        ValueError: there is no such path.
-    """
-    root = Path(path)
-    limits = limits or Limits()
-    num_documents = 0
-    rejects: dict[str, int] = {}
-    examples: list[Reject] = []
-    with pdf.PdfReader(limits) as pdf_reader:
-        for file in list_inputs(root, exclude=exclude):
-            for item in read_file(file, name_of(file, root), limits, pdf_reader):
-                if isinstance(item, Document):
-                    num_documents += 1
-                else:
-                    rejects[item.kind] = rejects.get(item.kind, 0) + 1
-                    examples.append(item)
-                    del examples[KINDS_SHOWN:]
-                yield item
-    if not num_documents:
-        raise no_documents(root, rejects, examples)
+
+def file_size_bytes(file: Path) -> int | None:
+    """Return the size of a plain file; None where there is none, or its folder is closed."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except PermissionError:
+        return None
 
 
 def no_documents(root: Path, rejects: dict[str, int], examples: list[Reject]) -> NoDocuments:
@@ -119,7 +124,7 @@ def no_documents(root: Path, rejects: dict[str, int], examples: list[Reject]) ->
 
 def name_of(file: Path, root: Path) -> str:
     """Return the id of a file: its path inside the input, with forward slashes."""
-    return file.name if file == root else file.relative_to(root).as_posix()
+    return shown_name(file.name if file == root else file.relative_to(root).as_posix())
 
 
 def read_file(
@@ -127,11 +132,17 @@ def read_file(
 ) -> Iterator[Document | Reject]:
     """Yield the documents and rejects of one file, which may be an archive."""
     try:
+        if file.is_dir():
+            if file.is_symlink():
+                yield Reject(name, "linked_folder", "links are not followed; name it as a source")
+            else:
+                yield Reject(name, "unreadable", "a folder that cannot be searched")
+            return
         if not file.is_file():
             yield Reject(name, "not_a_file", "a link to nothing, or not a plain file")
             return
         with file.open("rb") as stream:
-            yield from read_stream(name, stream, limits, pdf_reader, archives.Budget(limits))
+            yield from read_stream(name, stream, limits, pdf_reader, inflate.Budget(limits))
     except PermissionError as error:
         yield Reject(name, "unreadable", f"cannot be opened: {error.strerror}")
 
@@ -141,20 +152,23 @@ def read_stream(
     stream: BinaryIO,
     limits: Limits,
     pdf_reader: pdf.PdfReader,
-    budget: archives.Budget,
+    budget: inflate.Budget,
     depth: int = 0,
+    *,
+    path: str | None = None,
 ) -> Iterator[Document | Reject]:
-    """Yield what a stream holds; its name says what it is.
+    """Yield what a stream holds; its path says what it is.
 
     Args:
-        name: the id so far; what follows the last "!" or "/" is the file's name.
+        name: the id so far.
         stream: at its start; seekable for zip archives at depth 0.
         limits: what may be spent.
         pdf_reader: the process that reads PDFs.
         budget: what the outermost archive has spent so far.
         depth: how many archives lie around it.
+        path: the part of the id behind the archive around it; the whole id by default.
     """
-    base = name.rpartition("!")[2].rpartition("/")[2].lower()
+    base = (path or name).rpartition("/")[2].lower()
     suffix = Path(base).suffix
     kind = archives.kind_of(base)
     if kind is not None:
@@ -168,11 +182,20 @@ def read_stream(
                 yield inner
             else:
                 try:
-                    yield from read_stream(member, inner, limits, pdf_reader, budget, depth + 1)
+                    yield from read_stream(
+                        member,
+                        inner,
+                        limits,
+                        pdf_reader,
+                        budget,
+                        depth + 1,
+                        path=member.removeprefix(f"{name}!"),
+                    )
                 except archives.MEMBER_ERRORS as error:
                     yield archives.reject_of(member, error)
     elif suffix == ".gz":
-        yield from _read_gzip(name, stream, limits, pdf_reader, budget, depth)
+        inner_name = (path or name).rpartition("/")[2][: -len(suffix)]
+        yield from _read_gzip(name, inner_name, stream, limits, pdf_reader, budget, depth)
     elif suffix in JSONL_SUFFIXES:
         yield from jsonl.read_jsonl(name, stream, limits)
     elif suffix == ".pdf" or suffix in HTML_SUFFIXES or _is_text(base, suffix):
@@ -201,78 +224,38 @@ def read_text(name: str, data: bytes, *, is_html: bool) -> Document | Reject:
     if "\0" in text:
         return Reject(name, "binary", "holds NUL characters, so it is not text")
     if is_html:
-        text = html_text(text)
+        text = html_text.html_text(text)
     if not text.strip():
         return Reject(name, "empty", "holds no text")
-    return Document(name, "text", text=text, source_digest=hashlib.sha256(data).hexdigest())
-
-
-def html_text(source: str) -> str:
-    """Return the readable text of an HTML page, block by block, without scripts and styles."""
-    parser = _HtmlText()
-    parser.feed(source)
-    parser.close()
-    lines = (" ".join(line.split()) for line in "".join(parser.parts).split("\n"))
-    return "\n".join(line for line in lines if line)
-
-
-class _HtmlText(html.parser.HTMLParser):
-    """Collects text outside of script and style; a block's border is a new line."""
-
-    SILENT = frozenset({"script", "style", "template", "noscript", "svg"})
-    # fmt: off
-    BLOCKS = frozenset({
-        "p", "div", "br", "li", "ul", "ol", "dl", "dt", "dd", "tr", "table", "h1", "h2", "h3",
-        "h4", "h5", "h6", "pre", "blockquote", "section", "article", "header", "footer", "main",
-        "nav", "aside", "title", "hr",
-    })
-    # fmt: on
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self._silent = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._silent += tag in self.SILENT
-        if tag in self.BLOCKS:
-            self.parts.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.SILENT:
-            self._silent = max(0, self._silent - 1)
-        if tag in self.BLOCKS:
-            self.parts.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self._silent:
-            self.parts.append(data)
+    return Document(name, "text", text=text)
 
 
 def _read_gzip(
     name: str,
+    inner_name: str,
     stream: BinaryIO,
     limits: Limits,
     pdf_reader: pdf.PdfReader,
-    budget: archives.Budget,
+    budget: inflate.Budget,
     depth: int,
 ) -> Iterator[Document | Reject]:
     """Read a single compressed file (corpus.jsonl.gz) under the caps of an archive."""
     if depth >= limits.max_depth:
         yield Reject(name, "too_deep", f"archives are read to a depth of {limits.max_depth}")
         return
-    counted = archives.CountingReader(stream)
-    inflated = archives.CappedReader(
+    counted = inflate.CountingReader(stream)
+    inflated = inflate.CappedReader(
         gzip.GzipFile(fileobj=counted), lambda: counted.count, limits, budget
     )
     try:
         inner = read_stream(
-            f"{name}!{name.rpartition('!')[2].rpartition('/')[2][:-3]}",
+            f"{name}!{inner_name}",
             io.BufferedReader(inflated),
             limits,
             pdf_reader,
             budget,
             depth + 1,
+            path=inner_name,
         )
         yield from inner
     except archives.MEMBER_ERRORS as error:

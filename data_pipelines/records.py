@@ -89,6 +89,11 @@ def decode_record(record: bytes) -> Example:
     return Example(tokens=tokens.astype(np.int32), loss_mask=mask, document=document)
 
 
+def num_tokens(record: bytes) -> int:
+    """Return how many tokens the record's header says it has; -1 without a whole header."""
+    return HEADER.unpack_from(record)[3] if len(record) >= HEADER_BYTES else -1
+
+
 def record_has_mask(record: bytes) -> bool:
     """Return whether the record carries a loss mask; without one every token counts."""
     return bool(record[1] & MASK_FLAG)

@@ -5,8 +5,11 @@ The splits are a pure function of the parts in order: exact duplicates go, then 
 content says whether it is held out.
 """
 
+import errno
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,6 +32,33 @@ SHARD_BYTES = 256 << 20
 READ_RECORDS = 1024
 DIGEST_BYTES = 32
 SPLITS = ("train", "eval")
+
+
+class _RecordFile:
+    """An ArrayRecord file that is being written.
+
+    Raises:
+        DiskSpaceError: by `write` and `close`: the disk, or the user's quota, is full.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._writer = array_record_module.ArrayRecordWriter(str(path), WRITER_OPTIONS)
+
+    def write(self, record: bytes) -> None:
+        self._call(self._writer.write, record)
+
+    def close(self) -> None:
+        self._call(self._writer.close)
+
+    def _call(self, method: Callable[..., None], *arguments: bytes) -> None:
+        try:
+            method(*arguments)
+        except RuntimeError as error:  # the library knows no other kind; its text tells them apart
+            for number in (errno.ENOSPC, errno.EDQUOT):
+                if os.strerror(number) in str(error):
+                    storage.raise_if_disk_full(OSError(number, str(error)), self._path)
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +117,7 @@ class PartWriter:
 
     def __init__(self, part: Part):
         part.folder.mkdir(parents=True, exist_ok=True)
-        self._records = array_record_module.ArrayRecordWriter(
-            str(part.records_path), WRITER_OPTIONS
-        )
+        self._records = _RecordFile(part.records_path)
         self._digests = part.digests_path.open("wb")
         self._rejects = part.rejects_path.open("w", encoding="utf-8")
         self.num_documents = 0
@@ -161,7 +189,7 @@ class SplitWriter:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True)
         self._folder = folder
-        self._writer: Any = None
+        self._writer: _RecordFile | None = None
         self._size = 0
         self._shards: list[dict[str, Any]] = []
         self._lengths: list[int] = []
@@ -207,9 +235,7 @@ class SplitWriter:
             self._writer.close()
         file = f"{len(self._shards):05d}.array_record"
         self._shards.append({"file": file, "documents": 0, "tokens": 0})
-        self._writer = array_record_module.ArrayRecordWriter(
-            str(self._folder / file), WRITER_OPTIONS
-        )
+        self._writer = _RecordFile(self._folder / file)
         self._size = 0
 
 

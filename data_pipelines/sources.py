@@ -1,7 +1,8 @@
 """Prepared folders as DataSources: tokenized documents in ArrayRecord shards, read in batches.
 
-A prepared folder holds manifest.json, and for each split the shards and lengths.npy. The sizes of
-the shards are checked when a source opens, their sha256 when `verify` is called.
+A prepared folder holds manifest.json, and for each split the shards and lengths.npy. When a source
+opens, the sizes of the shards and the sha256 of the lengths are checked; when a document is read,
+its own length; the sha256 of the shards when `verify` is called.
 """
 
 import bisect
@@ -20,6 +21,9 @@ from mistral_jax.protocols import Example
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
 MANIFEST_VERSION = 1
+MANIFEST_KEYS = frozenset(
+    {"name", "fingerprint", "tokenizer", "token_bytes", "counts", "rejects", "splits"}
+)
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -31,7 +35,7 @@ class ArrayRecordSource:
     """One split of a prepared folder: random access to its documents."""
 
     def __init__(self, folder: str | Path, split: str = "train", *, name: str | None = None):
-        """Open a split and check that its files have the sizes that the manifest gives.
+        """Open a split and check its files against the manifest: sizes, and the lengths' sha256.
 
         Args:
             folder: what `prepare` wrote.
@@ -40,7 +44,7 @@ class ArrayRecordSource:
 
         Raises:
             ValueError: not a prepared folder, or it has no such split.
-            DamagedShard: a file is missing or of another size.
+            DamagedShard: a file is missing or of another size, or the lengths have changed.
         """
         self.folder = Path(folder)
         self.split = split
@@ -54,6 +58,7 @@ class ArrayRecordSource:
         self.has_masks: bool = self._entry["has_masks"]
         self.tokenizer: dict[str, Any] = self.manifest["tokenizer"]
         self._check_sizes()
+        self._check_digest(self._entry["lengths"])
         self.lengths = np.load(self.folder / split / LENGTHS, allow_pickle=False)
         counts = [shard["documents"] for shard in self._entry["shards"]]
         if len(self.lengths) != sum(counts):
@@ -97,7 +102,7 @@ class ArrayRecordSource:
         if min(indices) < 0 or max(indices) >= len(self):
             raise IndexError(f"{self.name}: documents are 0..{len(self) - 1}, got {indices}")
         if len(self._ends) == 1:
-            return self._read_shard(0, list(indices))
+            return self._checked(self._read_shard(0, list(indices)), indices)
         by_shard: dict[int, tuple[list[int], list[int]]] = {}
         for place, index in enumerate(indices):
             shard = bisect.bisect_right(self._ends, index)
@@ -108,6 +113,21 @@ class ArrayRecordSource:
         for shard, (places, inner) in by_shard.items():
             for place, record in zip(places, self._read_shard(shard, inner)):
                 found[place] = record
+        return self._checked(found, indices)
+
+    def _checked(self, found: list[bytes], indices: Sequence[int]) -> list[bytes]:
+        """Return records whose lengths are those that the order of rows was made from.
+
+        Raises:
+            DamagedShard: one has another length, so rows would hold another document's tokens.
+        """
+        lengths = self.lengths[list(indices)].tolist()
+        for index, record, length in zip(indices, found, lengths, strict=True):
+            if (got := records.num_tokens(record)) != length:
+                raise DamagedShard(
+                    f"{self.folder / self.split}: document {index} has {got} tokens, but "
+                    f"{LENGTHS} says {length}; prepare the source again or copy it again"
+                )
         return found
 
     def verify(self) -> None:
@@ -117,13 +137,16 @@ class ArrayRecordSource:
             DamagedShard: a file has changed; the message names it.
         """
         for entry in [*self._entry["shards"], self._entry["lengths"]]:
-            path = self.folder / self.split / entry["file"]
-            got = storage.digest(path)
-            if got != entry["sha256"]:
-                raise DamagedShard(
-                    f"{path}: expected sha256 {entry['sha256']}, got {got}; prepare the source "
-                    "again or copy it again"
-                )
+            self._check_digest(entry)
+
+    def _check_digest(self, entry: dict[str, Any]) -> None:
+        path = self.folder / self.split / entry["file"]
+        got = storage.digest(path)
+        if got != entry["sha256"]:
+            raise DamagedShard(
+                f"{path}: expected sha256 {entry['sha256']}, got {got}; prepare the source again "
+                "or copy it again"
+            )
 
     def _check_sizes(self) -> None:
         for entry in [*self._entry["shards"], self._entry["lengths"]]:
@@ -166,13 +189,17 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); prepare the data again") from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
-    if version != MANIFEST_VERSION or "splits" not in manifest:
+    if version != MANIFEST_VERSION:
         raise ValueError(
             f"{path}: expected a data manifest of version {MANIFEST_VERSION}, got {version!r}; "
             "prepare the data again"
+        )
+    if missing := MANIFEST_KEYS - manifest.keys():
+        raise ValueError(
+            f"{path}: the data manifest lacks {', '.join(sorted(missing))}; prepare the data again"
         )
     return manifest
 
@@ -202,6 +229,6 @@ def read_json(path: Path) -> dict:
     """Return a JSON file's object; {} if there is none, or it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,59 +1,95 @@
-"""Documents to tokens and loss masks, by the tokenizer's and the chat template's conventions.
+"""Documents to tokens and loss masks: cleaned, then by the tokenizer's and template's conventions.
 
 Text: begin token (where the model has one), text, end token; every token is a target. Prompt and
-completion: the same around both; only the completion and the end token are targets. Chats: what
-mistral_jax.templates renders, with its mask.
+completion: the same around both, encoded as one text where a token ends between them; only the
+completion and the end token are targets. Chats: what mistral_jax.templates renders, with its mask.
 """
 
 import hashlib
 import json
+from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipelines import clean
 from data_pipelines.documents import Document
 from data_pipelines.documents import Reject
 from mistral_jax import templates
-from mistral_jax.tokenizers import Tokenizer
+from mistral_jax import tokenizers
 
 MIN_TOKENS = 2  # one input and its target
 
 
-def tokenize_document(
-    document: Document, tokenizer: Tokenizer
-) -> tuple[np.ndarray, np.ndarray | None] | Reject:
-    """Return tokens (int64) and loss mask (uint8, None when all are targets), or why not."""
-    bos = tokenizer.add_bos
-    mask: np.ndarray | None = None
-    match document.kind:
-        case "text":
-            ids = tokenizer.encode(document.text, bos=bos, eos=True)
-        case "chat":
-            try:
-                rendered = templates.render(document.messages, tokenizer)
-            except templates.TemplateError as error:
-                return Reject(document.id, "bad_chat", str(error))
-            ids = rendered.tokens
-            mask = np.asarray(rendered.loss_mask, np.uint8)
-        case _:
-            prompt = tokenizer.encode(document.prompt, bos=bos)
-            ids = prompt + tokenizer.encode(document.completion, eos=True)
-            mask = (np.arange(len(ids)) >= len(prompt)).astype(np.uint8)
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A document as it is trained on.
+
+    Attributes:
+        tokens: int64.
+        mask: 1 where the token is a target that counts (uint8); None when all are.
+        digest: sha256 of what the document says; equal ones are duplicates.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray | None
+    digest: bytes
+
+
+def tokenize_document(document: Document, tokenizer: tokenizers.Tokenizer) -> Tokenized | Reject:
+    """Return a document cleaned and tokenized, or why it is of no use."""
+    document = clean.clean_document(document)
+    if not _says_something(document):
+        return Reject(document.id, "empty", "nothing is left when control characters are removed")
+    try:
+        ids, mask = _encode(document, tokenizer)
+    except templates.TemplateError as error:
+        return Reject(document.id, "bad_chat", str(error))
+    except tokenizers.EncodeError as error:
+        return Reject(document.id, "not_tokenizable", str(error))
     tokens = np.asarray(ids, np.int64)
     if len(tokens) < MIN_TOKENS:
         return Reject(document.id, "too_short", f"{len(tokens)} token; at least 2 are needed")
     if mask is not None and not mask[1:].any():
         return Reject(document.id, "no_targets", "no token of it is one to learn")
-    return tokens, mask
+    return Tokenized(tokens, mask, _content_digest(document))
 
 
-def content_digest(document: Document) -> bytes:
-    """Return the sha256 of what the document says; equal ones are duplicates."""
+def _encode(
+    document: Document, tokenizer: tokenizers.Tokenizer
+) -> tuple[list[int], np.ndarray | None]:
+    bos, eos = [tokenizer.bos_id] if tokenizer.add_bos else [], [tokenizer.eos_id]
+    match document.kind:
+        case "text":
+            return tokenizer.encode(document.text, bos=tokenizer.add_bos, eos=True), None
+        case "chat":
+            rendered = templates.render(document.messages, tokenizer)
+            return rendered.tokens, np.asarray(rendered.loss_mask, np.uint8)
+        case _:
+            head, tail = tokenizer.encode_parts(document.prompt, document.completion)
+            ids = [*bos, *head, *tail, *eos]
+            mask = np.arange(len(ids)) >= len(bos) + len(head)
+            return ids, mask.astype(np.uint8)
+
+
+def _says_something(document: Document) -> bool:
+    match document.kind:
+        case "text":
+            return bool(document.text.strip())
+        case "chat":
+            answers = (each for each in document.messages if each["role"] == "assistant")
+            return any(each["content"].strip() for each in answers)
+        case _:
+            return bool(document.completion.strip())
+
+
+def _content_digest(document: Document) -> bytes:
     match document.kind:
         case "text":
             content = document.text
         case "chat":
             turns = [[each["role"], each["content"]] for each in document.messages]
-            content = json.dumps(turns, ensure_ascii=False)
+            unlearnt = [i for i, each in enumerate(document.messages) if each.get("weight") == 0]
+            content = json.dumps([turns, unlearnt] if unlearnt else turns, ensure_ascii=False)
         case _:
             content = json.dumps([document.prompt, document.completion], ensure_ascii=False)
     return hashlib.sha256(f"{document.kind}\n{content}".encode()).digest()

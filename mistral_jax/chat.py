@@ -3,12 +3,15 @@
 import argparse
 
 from rich.console import Console
+from rich.text import Text
 
 from mistral_jax import api
 from mistral_jax import templates
 from mistral_jax.generate import engine
 from mistral_jax.generate import sampler
+from mistral_jax.inspect import table
 
+Message = dict[str, str]
 LEAVE = ("/quit", "/exit")
 
 
@@ -19,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     sampling = sampler.Sampling(options.temperature, options.top_k, options.top_p)
     generator = engine.TextGenerator(model.definition, model.params, model.tokenizer, sampling)
     console.print("Ctrl-D or /quit leaves; /new starts over.", style="dim")
-    messages: list[dict[str, str]] = []
+    messages: list[Message] = []
     while True:
         try:
             line = console.input("[bold cyan]you[/bold cyan] ").strip()
@@ -33,14 +36,31 @@ def run(options: argparse.Namespace) -> int:
             continue
         if not line:
             continue
-        messages.append({"role": "user", "content": line})
+        asked = [*messages, {"role": "user", "content": line}]
         tokenizer = model.tokenizer
-        if options.raw:
-            prompt = tokenizer.encode(line, bos=tokenizer.add_bos)
-        else:
-            prompt = templates.render_prompt(messages, tokenizer)
-        answer = generator.complete(
-            [prompt], max_tokens=options.max_tokens, seed=options.seed + len(messages)
-        )[0]
-        console.print(f"[bold green]model[/bold green] {answer.text}", highlight=False)
-        messages.append({"role": "assistant", "content": answer.text})
+        try:
+            if options.raw:
+                prompt = tokenizer.encode(line, bos=tokenizer.add_bos)
+            else:
+                prompt = templates.render_prompt(asked, tokenizer)
+            answer = generator.complete(
+                [prompt], max_tokens=options.max_tokens, seed=options.seed + len(asked)
+            )[0]
+        except ValueError as error:  # too long, or not of the format: the turn is as if not said
+            console.print(f"error: {error}", style="red", markup=False)
+            continue
+        console.print(answer_line(answer.text), highlight=False)
+        messages = after_answer(messages, line, answer.text)
+
+
+def answer_line(text: str) -> Text:
+    """Return an answer as it is shown: neither rich nor the terminal obeys what it says."""
+    return Text.assemble(("model ", "bold green"), table.visible(text))
+
+
+def after_answer(messages: list[Message], question: str, answer: str) -> list[Message]:
+    """Return the chat after a turn; an empty answer, which no format can say, leaves it out."""
+    if not answer.strip():
+        return messages
+    turn = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return [*messages, *turn]

@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verb(verbs, name: str, function, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text)
+    # Suppressed, so that the verb's own default does not undo a --debug before it.
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     parser.set_defaults(verb=function)
     return parser
 

@@ -2,10 +2,12 @@
 
 import functools
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers as hf_tokenizers
 from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
@@ -233,6 +235,11 @@ def test_generation_blocks_of_transformers_are_understood() -> None:
         (LOOP % (TURN % "''", ""), "0 times"),
         (LOOP % (TURN % "m['content']", "{{ 'say: ' }}"), "not a prefix"),
         (LOOP % ("{{ m['role'] + ':' + m['content'] + ';' }}", ""), "no end-of-turn"),
+        (
+            "{% for m in messages %}{{ '<|im_start|>' + m['content'] }}{% endfor %}"
+            "{{ '<|im_end|>' if not add_generation_prompt }}",
+            "could not learn to stop",
+        ),
         ("{% for m in messages %}", "does not parse"),
         ("{{ raise_exception('only dogs') }}", "only dogs"),
         ("{{ messages[7]['content'] }}", "refuses"),
@@ -242,9 +249,68 @@ def test_generation_blocks_of_transformers_are_understood() -> None:
     ],
 )
 def test_templates_without_a_sound_mask_are_refused(template: str, message: str) -> None:
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "abc"}]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "abc"}] * 2
     with pytest.raises(TemplateError, match=message):
         templates.render(messages, chatml(template))
+
+
+@pytest.mark.parametrize("uri", ["bytes", "smollm2", "mistral-common:v1", "mistral-common:v7"])
+def test_answers_of_weight_0_are_said_and_not_learnt(uri: str) -> None:
+    tokenizer = smollm2() if uri == "smollm2" else load(uri)
+    contents = ["q", "bad", "again", "good"]
+    roles = ["user", "assistant"] * 2
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": content} for role, content in zip(roles, contents)
+    ]
+    plain = templates.render(messages, tokenizer)
+    messages[1]["weight"] = 0
+    weighted = templates.render(messages, tokenizer)
+    assert weighted.tokens == plain.tokens
+    assert learnt(weighted) == learnt(plain)[1:]
+    assert tokenizer.decode(learnt(weighted)[0]).strip() == "good"
+    assert templates.render_prompt(messages[:3], tokenizer)
+
+
+def test_answers_of_two_weights_that_mistral_joins_are_refused() -> None:
+    answer = {"role": "assistant", "content": "a"}
+    messages = [{"role": "user", "content": "q"}, {**answer, "weight": 0}, answer]
+    with pytest.raises(TemplateError, match="joins neighbouring answers"):
+        templates.render(messages, load("mistral-common:v7"))
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("space", ["", " "])
+def test_spaces_before_runs_are_those_of_the_tokenizers_library(
+    tmp_path: Path, scheme: str, space: str
+) -> None:
+    load("mistral-common:v3").save(tmp_path)
+    (tmp_path / "tokenizer.model.v3").unlink()
+    definition = json.loads((tmp_path / "tokenizer.json").read_text())
+    definition |= {"normalizer": None, "post_processor": None}
+    definition["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False,
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    settings_path = tmp_path / "tokenizer_config.json"
+    template = (
+        f"{{{{ bos_token }}}}{{% for m in messages %}}{{% if m['role'] == 'user' %}}"
+        f"{{{{ '[INST]{space}' + m['content'] + '[/INST]' }}}}{{% else %}}"
+        f"{{{{ '{space}' + m['content'] + eos_token }}}}{{% endif %}}{{% endfor %}}"
+    )
+    settings_path.write_text(
+        json.dumps(json.loads(settings_path.read_text()) | {"chat_template": template})
+    )
+    messages = [
+        {"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "More"}, {"role": "assistant", "content": "No."},
+    ]  # fmt: skip
+    text = "".join(
+        f"[INST]{space}{q['content']}[/INST]{space}{a['content']}</s>"
+        for q, a in zip(messages[::2], messages[1::2])
+    )
+    raw = hf_tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    rendered = templates.render(messages, tokenizers.load_tokenizer(tmp_path))
+    assert rendered.tokens == raw.encode(f"<s>{text}", add_special_tokens=False).ids
 
 
 BAD_CHATS = [

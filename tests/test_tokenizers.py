@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers as hf_tokenizers
 from hypothesis import given
@@ -242,6 +243,46 @@ def test_gguf_tokenizers_that_make_no_sense_are_refused(changes: dict, message: 
     metadata = load("bytes").gguf_metadata() | changes
     with pytest.raises(ValueError, match=message):
         tokenizers.GgufTokenizer(metadata, name="x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("pre", "given", "expected"),
+    [("llama-bpe", None, True), ("tekken", None, True), ("tekken", False, False),
+     ("qwen2", None, False), ("qwen2", True, True)],
+)  # fmt: skip
+def test_gguf_begin_token_is_added_where_llama_cpp_adds_it(
+    pre: str, given: bool | None, expected: bool
+) -> None:
+    metadata = load("bytes").gguf_metadata() | {"tokenizer.ggml.pre": pre}
+    metadata["tokenizer.ggml.add_bos_token"] = given
+    if given is None:
+        del metadata["tokenizer.ggml.add_bos_token"]
+    assert tokenizers.GgufTokenizer(metadata, name="x.gguf").add_bos is expected
+    del metadata["tokenizer.ggml.bos_token_id"]
+    assert tokenizers.GgufTokenizer(metadata, name="x.gguf").add_bos is bool(given)
+
+
+def test_a_gguf_token_that_no_text_taught_is_refused_at_once() -> None:
+    metadata = load("bytes").gguf_metadata() | {"tokenizer.ggml.model": "llama"}
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:-1], "a" * 100_000]
+    metadata["tokenizer.ggml.token_type"] = np.ones(259, np.int32)
+    metadata["tokenizer.ggml.scores"] = np.zeros(259, np.float32)
+    with pytest.raises(ValueError, match="token of 100000 letters"):
+        tokenizers.GgufTokenizer(metadata, name="x.gguf")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"chat_template": ["x"]}, {"bos_token": "a", "add_bos_token": True}]
+)
+def test_odd_settings_beside_a_tokenizer_survive_saving(changes: dict, tmp_path: Path) -> None:
+    load("bytes").save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
+    tokenizer.save(tmp_path / "again")
+    again = tokenizers.load_tokenizer(tmp_path / "again")
+    assert (again.bos_id, again.add_bos) == (tokenizer.bos_id, True)
+    assert isinstance(again.chat_template, str) is ("chat_template" not in changes)
 
 
 def test_a_begin_token_that_is_not_there_cannot_be_asked_for() -> None:

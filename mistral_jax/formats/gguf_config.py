@@ -1,8 +1,9 @@
 """GGUF metadata to our decoder's fields, and back.
 
-Architectures llama (Llama, Mistral, Mixtral) and qwen2. Scaled rotary embeddings are refused by
-name. llama.cpp's llama graph knows no sliding window: a window is written as metadata, so our
-own reader keeps it, but llama.cpp gives the same numbers only within the window's length.
+Architectures llama (Llama, Mistral, Mixtral), mistral3 (Ministral 3: YaRN and log query scaling)
+and qwen2. Other scaled rotary embeddings are refused by name. llama.cpp's llama graph knows no
+sliding window: a window is written as metadata, so our own reader keeps it, but llama.cpp gives the
+same numbers only within the window's length.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 from mistral_jax.formats.fields import Fields
 from mistral_jax.formats.fields import tidy_float
 
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "mistral3", "qwen2")
 # llama.cpp's llama_ftype: what most tensors of the file are.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 
@@ -35,8 +36,6 @@ def decoder_from_gguf(
     arch = metadata.get("general.architecture")
     if arch not in ARCHITECTURES:
         raise fields.error("general.architecture", arch, ", ".join(ARCHITECTURES))
-    fields.refuse_unless(f"{arch}.rope.scaling.type", ("none",))
-    fields.refuse_unless(f"{arch}.attention.temperature_scale", (0.0,))
     if "rope_freqs.weight" in shapes:
         raise fields.error("rope_freqs.weight", "present", "rotary embeddings without scaling")
     width = fields.count(f"{arch}.embedding_length")
@@ -51,7 +50,7 @@ def decoder_from_gguf(
     if has_bias != (arch == "qwen2"):
         raise ValueError(
             f"{path}: architecture {arch!r} with{'' if has_bias else 'out'} q/k/v biases; "
-            f"supported: llama without, qwen2 with"
+            f"supported: llama and mistral3 without, qwen2 with"
         )
     embedding = shapes.get("token_embd.weight", (0,))
     return {
@@ -64,15 +63,45 @@ def decoder_from_gguf(
         "vocab_size": fields.count(f"{arch}.vocab_size", embedding[0]),
         "ffn": _ffn(fields, arch, shapes),
         "attention": {"kind": "window", "window": window} if window else {"kind": "full"},
-        "rope": {
-            "kind": "default",
-            "theta": tidy_float(fields.number(f"{arch}.rope.freq_base", 10_000.0)),
-        },
+        "rope": _rope(fields, arch),
+        "query_scaling": _query_scaling(fields, arch),
         "norm_epsilon": tidy_float(fields.number(f"{arch}.attention.layer_norm_rms_epsilon")),
         "tied_head": "output.weight" not in shapes,
         "qkv_bias": has_bias,
         "max_positions": fields.count(f"{arch}.context_length"),
     }
+
+
+def _rope(fields: Fields, arch: str) -> dict:
+    theta = tidy_float(fields.number(f"{arch}.rope.freq_base", 10_000.0))
+    kind = fields.get(f"{arch}.rope.scaling.type") or "none"
+    if kind == "none":
+        return {"kind": "default", "theta": theta}
+    # llama.cpp gives YaRN other gains than the paper's; with the log multiplier 1 there is none.
+    log_multiplier = fields.get(f"{arch}.rope.scaling.yarn_log_multiplier")
+    if kind != "yarn" or log_multiplier != 1.0:
+        raise fields.error(
+            f"{arch}.rope.scaling.type", kind, "none, or yarn with yarn_log_multiplier 1"
+        )
+    scaling = f"{arch}.rope.scaling"
+    return {
+        "kind": "yarn",
+        "theta": theta,
+        "factor": tidy_float(fields.number(f"{scaling}.factor")),
+        "original_max_positions": fields.count(f"{scaling}.original_context_length"),
+        "beta_fast": tidy_float(fields.number(f"{scaling}.yarn_beta_fast", 32.0)),
+        "beta_slow": tidy_float(fields.number(f"{scaling}.yarn_beta_slow", 1.0)),
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    }
+
+
+def _query_scaling(fields: Fields, arch: str) -> dict:
+    name = f"{arch}.attention.temperature_scale"
+    if not fields.get(name):
+        return {"kind": "none"}
+    period = fields.count(f"{arch}.rope.scaling.original_context_length")
+    return {"kind": "log", "beta": tidy_float(fields.number(name)), "period": period}
 
 
 def _ffn(fields: Fields, arch: str, shapes: Mapping[str, tuple[int, ...]]) -> dict:
@@ -106,16 +135,21 @@ def gguf_metadata(
     if file_type not in FILE_TYPES:
         raise ValueError(f"file_type {file_type!r}: expected one of {', '.join(FILE_TYPES)}")
     ffn, attention = decoder["ffn"], decoder["attention"]
-    cannot = [
-        name
-        for name, is_asked in {
-            f"rope {decoder['rope']['kind']!r}": decoder["rope"]["kind"] != "default",
-            "log query scaling": decoder["query_scaling"]["kind"] != "none",
-            "interleaved windows": attention["kind"] == "interleaved",
-            "experts in named groups": ffn.get("num_groups", 1) > 1,
-        }.items()
-        if is_asked
-    ]
+    rope, scaling = decoder["rope"], decoder["query_scaling"]
+    is_ministral3 = rope["kind"] == "yarn" and scaling["kind"] == "log"
+    problems = {
+        "a rotary gain (mscale, attention_factor) or exact ramp": rope["kind"] == "yarn"
+        and not (rope["mscale"] == rope["mscale_all_dim"] == 1.0 and rope["truncate"]),
+        "YaRN without log query scaling, or that without YaRN": not is_ministral3
+        and (rope["kind"], scaling["kind"]) != ("default", "none"),
+        "log query scaling with a period of its own": is_ministral3
+        and scaling["period"] != rope["original_max_positions"],
+        "experts or biases with YaRN": is_ministral3
+        and (ffn["kind"] != "dense" or decoder["qkv_bias"]),
+        "interleaved windows": attention["kind"] == "interleaved",
+        "experts in named groups": ffn.get("num_groups", 1) > 1,
+    }
+    cannot = [name for name, is_asked in problems.items() if is_asked]
     if cannot:
         raise ValueError(f"cannot export {' and '.join(cannot)} to GGUF; export as hf")
     query_width = decoder["num_heads"] * decoder["head_width"]
@@ -124,7 +158,7 @@ def gguf_metadata(
             f"cannot export to GGUF: llama.cpp's qwen2 wants heads times head width "
             f"({query_width}) equal to the width ({decoder['width']}); export as hf"
         )
-    arch = "qwen2" if decoder["qkv_bias"] else "llama"
+    arch = "qwen2" if decoder["qkv_bias"] else "mistral3" if is_ministral3 else "llama"
     metadata: dict[str, Any] = {
         "general.architecture": arch,
         "general.type": "model",
@@ -148,6 +182,16 @@ def gguf_metadata(
         metadata["general.languages"] = list(languages)
     if attention["kind"] == "window":
         metadata[f"{arch}.attention.sliding_window"] = attention["window"]
+    if is_ministral3:
+        metadata |= {
+            f"{arch}.rope.scaling.type": "yarn",
+            f"{arch}.rope.scaling.factor": float(rope["factor"]),
+            f"{arch}.rope.scaling.original_context_length": rope["original_max_positions"],
+            f"{arch}.rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
+            f"{arch}.rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
+            f"{arch}.rope.scaling.yarn_log_multiplier": 1.0,
+            f"{arch}.attention.temperature_scale": float(scaling["beta"]),
+        }
     if ffn["kind"] == "moe":
         metadata[f"{arch}.expert_count"] = ffn["num_experts"]
         metadata[f"{arch}.expert_used_count"] = ffn["top_k"]

@@ -52,8 +52,8 @@ def build(files: RunFiles) -> Row:
 
 def title(files: RunFiles) -> str:
     """Return the run's name: from its config, else from its folder."""
-    found = re.search(r"^name:\s*(\S+)", files.config, re.MULTILINE)
-    return found.group(1) if found else files.folder.resolve().name
+    found = re.search(r"^name:[ \t]*(\S.*?)[ \t]*$", files.config, re.MULTILINE)
+    return found.group(1).strip("'\"") if found else files.folder.resolve().name
 
 
 def made_from(files: RunFiles) -> str:

@@ -25,7 +25,8 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
     """Return a whole chat, which ends with an assistant's turn, as tokens and loss mask.
 
     Args:
-        messages: objects with `role` (one of `ROLES`) and `content` (text).
+        messages: objects with `role` (one of `ROLES`) and `content` (text); an answer of
+            `weight` 0 is not learnt.
         tokenizer: decides the format: Mistral's own, or its `chat_template`, or ChatML.
 
     Raises:
@@ -38,9 +39,11 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
             f"a chat to learn from must end with an assistant's turn, this one ends with "
             f"{messages[-1]['role']!r}; drop the turns after the last answer"
         )
+    learnt = [message.get("weight") != 0 for message in messages]
+    messages = _without_weights(messages)
     if isinstance(tokenizer, MistralCommonTokenizer):
-        return mistral.render(messages, tokenizer, ValidationMode.finetuning)
-    return jinja.chat_of(tokenizer).render(messages)
+        return mistral.render(messages, tokenizer, ValidationMode.finetuning, learnt)
+    return jinja.chat_of(tokenizer).render(messages, learnt)
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -50,10 +53,16 @@ def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
         TemplateError: an empty chat, an unknown role, or a chat that the format cannot express.
     """
     _check(messages)
+    messages = _without_weights(messages)
     if isinstance(tokenizer, MistralCommonTokenizer):
         # Mistral's formats have no extra prompt: the end of the user's turn is the cue.
-        return mistral.render(messages, tokenizer, ValidationMode.test).tokens
+        learnt = [True] * len(messages)
+        return mistral.render(messages, tokenizer, ValidationMode.test, learnt).tokens
     return jinja.chat_of(tokenizer).prompt(messages)
+
+
+def _without_weights(messages: Sequence[Message]) -> list[Message]:
+    return [{key: value for key, value in m.items() if key != "weight"} for m in messages]
 
 
 def prompt_tokens(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -38,6 +38,16 @@ class _Piece:
     message: int | None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    """The characters [start, end) of an assistant's turn, its end-of-turn token included."""
+
+    start: int
+    end: int
+    message: int
+    end_of_turn: str
+
+
 # How templates commonly trim a message before they place it.
 _TRIMS: tuple[Callable[[str], str], ...] = (
     lambda text: text,
@@ -87,9 +97,10 @@ class JinjaChat:
         spelled = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
+    def render(self, messages: Sequence[Message], learnt: Sequence[bool]) -> Rendered:
+        """Return the chat with the mask of the assistant's turns; `learnt[i]` is of message i."""
         pieces = self._pieces(messages, add_generation_prompt=False)
-        return self._encode(pieces, self._spans(messages, pieces))
+        return self._encode(pieces, self._spans(messages, pieces), learnt)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         pieces = self._pieces(messages, add_generation_prompt=True)
@@ -97,33 +108,30 @@ class JinjaChat:
             spans = self._spans(messages, pieces)
         except TemplateError:
             spans = []  # a template without a sound mask can still be generated from
-        return self._encode(pieces, spans).tokens
+        return self._encode(pieces, spans, [False] * len(messages)).tokens
 
-    def _encode(self, pieces: Sequence[_Piece], spans: Sequence[tuple[int, int]]) -> Rendered:
+    def _encode(
+        self, pieces: Sequence[_Piece], spans: Sequence[_Span], learnt: Sequence[bool]
+    ) -> Rendered:
         """Encode run by run; earlier answers start a token of their own, as they were generated."""
         tokens, mask = [], []
+
+        def counts(position: int) -> bool:
+            return any(s.start <= position < s.end and learnt[s.message] for s in spans)
+
         for start, text, control in self._runs(pieces):
-            end = start + len(text)
             if control is not None:
                 tokens.append(control)
-                mask.append(any(begin <= start < stop for begin, stop in spans))
+                mask.append(counts(start))
                 continue
-            cut = next((begin for begin, _ in spans if start < begin < end), start)
-            head, tail = self._encode_at(text, cut - start)
+            inside = (span.start for span in spans if start < span.start < start + len(text))
+            cut = next(inside, start)
+            head, tail = self._tokenizer.encode_parts(
+                text[: cut - start], text[cut - start :], is_start=start == 0
+            )
             tokens += head + tail
-            inside = any(begin <= cut < stop for begin, stop in spans)
-            mask += [False] * len(head) + [inside] * len(tail)
+            mask += [False] * len(head) + [counts(cut)] * len(tail)
         return Rendered(tokens, mask)
-
-    def _encode_at(self, text: str, cut: int) -> tuple[list[int], list[int]]:
-        """Encode a run so that a token border lies at `cut`, in one go where that has one there."""
-        if cut == 0:
-            return [], self._tokenizer.encode(text)
-        head, whole = self._tokenizer.encode(text[:cut]), self._tokenizer.encode(text)
-        if whole[: len(head)] == head:
-            return head, whole[len(head) :]
-        # Encoded apart, as at generation time, where the prompt ends exactly here.
-        return head, self._tokenizer.encode(text[cut:])
 
     def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         tokenizer = self._tokenizer
@@ -186,10 +194,8 @@ class JinjaChat:
         if run:
             yield start, run, None
 
-    def _spans(
-        self, messages: Sequence[Message], pieces: Sequence[_Piece]
-    ) -> list[tuple[int, int]]:
-        """Return the [start, end) characters of each assistant's turn."""
+    def _spans(self, messages: Sequence[Message], pieces: Sequence[_Piece]) -> list[_Span]:
+        """Return where each assistant's turn lies."""
         text, spans, position = "".join(piece.text for piece in pieces), [], 0
         placed = [piece.message for piece in pieces]
         for index, message in enumerate(messages):
@@ -215,8 +221,20 @@ class JinjaChat:
                     f"the chat template puts no end-of-turn token after the assistant's message "
                     f"{index}, so the model could not learn to stop"
                 )
-            spans.append((len(prompt), position + end.end()))
+            spans.append(_Span(len(prompt), position + end.end(), index, end.group()))
+        self._check_ends(spans)
         return spans
+
+    def _check_ends(self, spans: Sequence[_Span]) -> None:
+        """Refuse turns that end as no answer does: with the next turn's marker, for instance."""
+        eos = self._tokenizer.spelling.get(self._tokenizer.eos_id)
+        for span in spans:
+            if span.end_of_turn not in (spans[-1].end_of_turn, eos):
+                raise TemplateError(
+                    f"the chat template ends the assistant's message {span.message} with "
+                    f"{span.end_of_turn!r}, but the last one with {spans[-1].end_of_turn!r}, so "
+                    f"the model could not learn to stop; train on the last turn alone"
+                )
 
 
 def _raise(message: str) -> None:

@@ -19,9 +19,19 @@ from mistral_jax.tokenizers import MistralCommonTokenizer
 
 
 def render(
-    messages: Sequence[Message], tokenizer: MistralCommonTokenizer, mode: ValidationMode
+    messages: Sequence[Message],
+    tokenizer: MistralCommonTokenizer,
+    mode: ValidationMode,
+    learnt: Sequence[bool],
 ) -> Rendered:
-    """Let mistral-common make the tokens; its per-message parts give the mask."""
+    """Let mistral-common make the tokens; its per-message parts give the mask.
+
+    Args:
+        messages: the chat, as mistral-common spells it.
+        tokenizer: decides the version of the format.
+        mode: how strictly the chat is checked.
+        learnt: of each message, whether it counts for the loss if it is an answer.
+    """
     version, inner = tokenizer.version, tokenizer.text_tokenizer
     # A copy, because the recording below replaces methods on the instance.
     instruct: Any = copy.copy(tokenizer.mistral.instruct_tokenizer)
@@ -47,9 +57,16 @@ def render(
         tokens = instruct.encode_instruct(normalized).tokens
     except (MistralCommonException, ValueError, NotImplementedError, AssertionError) as error:
         raise TemplateError(f"not a chat of Mistral's format {version.value}: {error}") from error
+    answers = [learns for each, learns in zip(messages, learnt) if each["role"] == "assistant"]
+    if not all(answers) and len(answers) != sum(is_loss for is_loss, _ in parts):
+        raise TemplateError(
+            f"Mistral's format {version.value} joins neighbouring answers of this chat, one of "
+            f"weight 0 among them; put a turn between them or give them one weight"
+        )
+    counts = iter(answers)
     mask = [False] * len(instruct.start())
     for is_loss, length in parts:
-        mask += [is_loss] * length
+        mask += [is_loss and next(counts, True)] * length
     if len(mask) != len(tokens):
         raise TemplateError(
             f"Mistral's format {version.value} gave {len(tokens)} tokens for parts of {len(mask)}; "

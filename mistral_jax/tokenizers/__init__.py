@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mistral_jax.formats import locate
 from mistral_jax.formats.gguf_file import GgufFile
+from mistral_jax.tokenizers.base import EncodeError as EncodeError
 from mistral_jax.tokenizers.base import Tokenizer
 from mistral_jax.tokenizers.hf import ByteTokenizer
 from mistral_jax.tokenizers.hf import GgufTokenizer

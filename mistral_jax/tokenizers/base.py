@@ -14,6 +14,10 @@ from mistral_jax.formats import vocabulary
 from mistral_jax.formats.tensor_source import write_text
 
 
+class EncodeError(ValueError):
+    """A text that the tokenizer's own program gives up on."""
+
+
 class Tokenizer(abc.ABC):
     """Text to token ids and back.
 
@@ -69,6 +73,33 @@ class Tokenizer(abc.ABC):
             [self.eos_id] if eos else []
         )
 
+    def encode_after_control(self, text: str) -> list[int]:
+        """Return the ids of plain text that follows a control token, as `tokenizers` has them."""
+        return self._encode_text(text)
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the ids of text that goes on in a sentence: without a space before its start."""
+        return self._encode_text(text)
+
+    def encode_parts(
+        self, head: str, tail: str, *, is_start: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """Encode two texts that meet, in one go where a token ends between them.
+
+        Elsewhere each is encoded by itself, as at generation time, where the prompt ends there.
+
+        Args:
+            head, tail: plain text.
+            is_start: the head begins a document; otherwise it follows a control token.
+        """
+        encode = self._encode_text if is_start else self.encode_after_control
+        if not head:
+            return [], encode(tail)
+        first, whole = encode(head), encode(head + tail)
+        if whole[: len(first)] == first:
+            return first, whole[len(first) :]
+        return first, self.encode_continuation(tail)
+
     def save(self, folder: Path | str) -> None:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
@@ -82,10 +113,10 @@ class Tokenizer(abc.ABC):
             ("eos_token", self.eos_id),
             ("pad_token", self.pad_id),
         ):
-            if number is not None and number in spelling:
-                special[key] = spelling[number]
+            if number is not None and (text := spelling.get(number) or backend.id_to_token(number)):
+                special[key] = text
         if self.add_bos and self.bos_id is not None:
-            bos = spelling[self.bos_id]
+            bos = special["bos_token"]
             backend.post_processor = processors.TemplateProcessing(
                 single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, self.bos_id)]
             )

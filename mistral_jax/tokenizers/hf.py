@@ -1,5 +1,6 @@
 """Tokenizers that `tokenizers` runs: tokenizer.json, GGUF vocabularies, plain bytes."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -73,6 +74,37 @@ class HfTokenizer(Tokenizer):
     def _encode_text(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    @functools.cached_property
+    def _without_prefix(self) -> hf_tokenizers.Tokenizer:
+        """The same tokenizer without the space that SentencePiece's heirs put before a text."""
+        definition = json.loads(self._backend.to_str())
+        for step in _steps(definition["pre_tokenizer"]):
+            if "prepend_scheme" in step:
+                step["prepend_scheme"] = "never"
+            elif "add_prefix_space" in step:
+                step["add_prefix_space"] = False
+        for step in _steps(definition["normalizer"]):
+            if step["type"] == "Prepend":
+                step["prepend"] = ""
+        plain = hf_tokenizers.Tokenizer.from_str(json.dumps(definition))
+        plain.encode_special_tokens = True
+        return plain
+
+    @functools.cached_property
+    def _has_prefix_at_start_only(self) -> bool:
+        definition = json.loads(self._backend.to_str())
+        return any(
+            step.get("prepend_scheme") == "first" for step in _steps(definition["pre_tokenizer"])
+        )
+
+    def encode_after_control(self, text: str) -> list[int]:
+        if self._has_prefix_at_start_only:
+            return self.encode_continuation(text)
+        return self._encode_text(text)
+
+    def encode_continuation(self, text: str) -> list[int]:
+        return self._without_prefix.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
@@ -109,6 +141,14 @@ class HfTokenizer(Tokenizer):
 _NAMED = ("bos", "eos", "pad")
 
 
+def _steps(node: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer or pre-tokenizer, those inside of sequences too."""
+    if node is None:
+        return []
+    inner = [*node.get("normalizers", ()), *node.get("pretokenizers", ())]
+    return [node, *(step for each in inner for step in _steps(each))]  # pyright: ignore[reportReturnType]
+
+
 def _parse_backend(path: Path) -> hf_tokenizers.Tokenizer:
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer file")
@@ -132,8 +172,8 @@ def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
         return file.read_text(encoding="utf-8")
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates: `default` is the chat's
-        named = {item.get("name"): item.get("template") for item in template}
-        template = named.get("default")
+        named = [item for item in template if isinstance(item, dict)]
+        template = {item.get("name"): item.get("template") for item in named}.get("default")
     return template if isinstance(template, str) else None
 
 
@@ -152,7 +192,10 @@ class GgufTokenizer(HfTokenizer):
         eos_id = token_id("eos")
         if eos_id is None:
             raise ValueError(f"{name}: the GGUF metadata lacks tokenizer.ggml.eos_token_id")
+        # Where the file does not say: as llama.cpp has it for these kinds (llama-vocab.cpp).
         is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+        starts = metadata.get("tokenizer.ggml.pre") in ("llama-bpe", "tekken")
+        default_bos = is_sentencepiece or (starts and token_id("bos") is not None)
         template = metadata.get("tokenizer.chat_template")
         super().__init__(
             vocabulary.from_gguf(metadata),
@@ -160,7 +203,7 @@ class GgufTokenizer(HfTokenizer):
             bos_id=token_id("bos"),
             eos_id=eos_id,
             pad_id=token_id("padding"),
-            add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece)),
+            add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", default_bos)),
             chat_template=template if isinstance(template, str) else None,
         )
 
@@ -184,6 +227,9 @@ class ByteTokenizer(HfTokenizer):
 
     def _encode_text(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
+
+    def encode_continuation(self, text: str) -> list[int]:
+        return self._encode_text(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(number for number in ids if number < 256).decode("utf-8", errors="replace")

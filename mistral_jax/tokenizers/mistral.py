@@ -11,6 +11,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from mistral_jax.formats import mistral_vocabulary
+from mistral_jax.tokenizers.base import EncodeError
 from mistral_jax.tokenizers.base import Tokenizer
 
 
@@ -62,7 +63,20 @@ class MistralCommonTokenizer(Tokenizer):
         return mistral_vocabulary.chat_template(self.version.value)
 
     def _encode_text(self, text: str) -> list[int]:
-        return self.text_tokenizer.encode(text, bos=False, eos=False)
+        try:
+            return self.text_tokenizer.encode(text, bos=False, eos=False)
+        except ValueError as error:  # tekken's splitter, at runs of a million spaces
+            raise EncodeError(
+                f"tokenizer {self.name} gives up on this text of {len(text)} characters ({error}); "
+                "shorten its longest run of one character"
+            ) from error
+
+    def encode_continuation(self, text: str) -> list[int]:
+        if self.is_tekken:
+            return self._encode_text(text)
+        # SentencePiece puts a space before whatever it is given; a line end never joins a token.
+        mark = self._encode_text("\n")
+        return self._encode_text(f"\n{text}")[len(mark) :]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.text_tokenizer.decode(list(ids))

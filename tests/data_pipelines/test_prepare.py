@@ -118,6 +118,21 @@ def test_rejects_are_counted_and_listed(tmp_path):
     assert sum(split["documents"] for split in summary["splits"].values()) == 6
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"text": "\u200b\x01"},
+        {"prompt": "q", "completion": "\u200b"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "\x02"}]},
+    ],
+)
+def test_what_cleaning_leaves_empty_is_kept_out(tmp_path, line):
+    (tmp_path / "x.jsonl").write_text(f'{json.dumps(line)}\n{{"text": "fine"}}')
+    made = prepare.prepare(tmp_path / "x.jsonl", tmp_path / "out", tokenizer=BYTES)
+    assert made.manifest["rejects"]["by_kind"] == {"empty": 1}
+    assert made.manifest["counts"]["kept"] == 1
+
+
 def test_small_sets_hold_out_one_document_and_train_on_one(tmp_path):
     write_documents(tmp_path / "in", 2)
     for fraction in (0.001, 0.999):
@@ -163,14 +178,75 @@ def test_a_second_call_does_nothing_and_changes_start_again(tmp_path):
     )
 
 
-def test_a_damaged_result_is_not_reused(tmp_path):
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("00000.array_record", lambda path: path.write_bytes(path.read_bytes()[:-7])),
+        ("00000.array_record", lambda path: flip(path, 100)),
+        ("lengths.npy", lambda path: flip(path, -4)),
+        ("lengths.npy", lambda path: flip(path, 0)),
+    ],
+)
+def test_a_damaged_result_is_not_reused(tmp_path, file, damage):
     write_documents(tmp_path / "in", 10)
     prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES)
     whole = tree(tmp_path / "out")
-    shard = tmp_path / "out/train/00000.array_record"
-    shard.write_bytes(shard.read_bytes()[:-7])
+    damage(tmp_path / "out/train" / file)
     assert not prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES).is_reused
     assert tree(tmp_path / "out") == whole
+
+
+def test_lengths_that_are_not_the_documents_are_never_used(tmp_path):
+    write_documents(tmp_path / "in", 10)
+    prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES)
+    lengths = tmp_path / "out/train/lengths.npy"
+    source = sources.ArrayRecordSource(tmp_path / "out")
+    source.lengths[3] += 1
+    with pytest.raises(sources.DamagedShard, match="document 3 has"):
+        source.read_records([2, 3])
+    flip(lengths, -4)
+    with pytest.raises(sources.DamagedShard, match=r"lengths\.npy: expected sha256"):
+        sources.ArrayRecordSource(tmp_path / "out")
+
+
+def test_parts_that_a_killed_run_left_behind_are_removed(tmp_path):
+    write_documents(tmp_path / "in", 3)
+    prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES)
+    (tmp_path / "out/work").mkdir()
+    assert prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES).is_reused
+    assert not (tmp_path / "out/work").exists()
+
+
+def test_a_full_disk_is_said_as_such(tmp_path, monkeypatch):
+    write_documents(tmp_path / "in", 3)
+    (tmp_path / "full").symlink_to("/dev/full")
+    monkeypatch.setattr(shards.Part, "records_path", property(lambda part: tmp_path / "full"))
+    with pytest.raises(storage.DiskSpaceError, match="the disk is full"):
+        prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 5, float("nan")])
+def test_a_share_that_is_none_is_refused(tmp_path, fraction):
+    write_documents(tmp_path / "in", 2)
+    with pytest.raises(ValueError, match=r"0 <= eval_fraction < 1, got"):
+        prepare.prepare(tmp_path / "in", tmp_path / "out", tokenizer=BYTES, eval_fraction=fraction)
+
+
+def test_earlier_results_inside_the_input_are_no_documents(tmp_path):
+    write_documents(tmp_path / "in", 3)
+    (tmp_path / "in/app").mkdir()
+    (tmp_path / "in/app/manifest.json").write_text('{"name": "an app of the user"}')
+    (tmp_path / "in/app/config.yaml").write_text("kept: true")
+    for name in ("first", "second"):
+        made = prepare.prepare(tmp_path / "in", tmp_path / "in" / name, tokenizer=BYTES)
+        assert made.manifest["counts"]["kept"] == 4
+        assert [each["id"] for each in made.manifest["rejects"]["first"]] == ["app/manifest.json"]
 
 
 def test_the_output_may_lie_inside_the_input(tmp_path):
@@ -310,7 +386,10 @@ def test_sources_are_read_across_shards_in_the_asked_order(tmp_path, monkeypatch
         source[40]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 99, "splits": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "[" * 100_000, '{"version": 99, "splits": {}}', '{"version": 1, "splits": {}}'],
+)
 def test_a_foreign_manifest_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"prepare the data again"):

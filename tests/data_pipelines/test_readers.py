@@ -5,15 +5,21 @@ import gzip
 import io
 import json
 import lzma
+import os
+import random
 import tarfile
+import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pypdfium2
 import pytest
 
 from data_pipelines import clean
+from data_pipelines import html_text
+from data_pipelines import pdf
 from data_pipelines import readers
 from data_pipelines.documents import Document
 from data_pipelines.documents import Limits
@@ -82,13 +88,19 @@ def read(folder: Path, files: dict[str, bytes], **limits) -> tuple[dict, dict]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     documents, rejects = {}, {}
-    for item in readers.read_documents(folder, Limits(**limits)):
+    for item in items(folder, Limits(**limits)):
         if isinstance(item, Document):
             documents[item.id] = item
         else:
             rejects[item.id] = item.kind
             assert item.reason
     return documents, rejects
+
+
+def items(folder: Path, limits: Limits) -> Iterator[Document | Reject]:
+    with pdf.PdfReader(limits) as pdf_reader:
+        for file in readers.list_inputs(folder):
+            yield from readers.read_file(file, readers.name_of(file, folder), limits, pdf_reader)
 
 
 def test_text_markdown_code_and_html_are_read(tmp_path):
@@ -124,6 +136,24 @@ def test_jsonl_of_all_three_shapes_is_read(tmp_path):
         assert documents[f"{name}#5"].text == "t"
 
 
+def chat_line(answer: dict | None = None, **keys: object) -> bytes:
+    turn = {"role": "assistant", "content": "a", **(answer or {})}
+    return json.dumps({"messages": [{"role": "user", "content": "q"}, turn], **keys}).encode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        chat_line({"tool_calls": None, "weight": None}, tools=None),
+        chat_line({"weight": 1}, prompt="q", prompt_id="7"),
+    ],
+)
+def test_keys_that_change_nothing_are_accepted(tmp_path, line):
+    documents, rejects = read(tmp_path, {"x.jsonl": line})
+    assert not rejects
+    assert documents["x.jsonl#1"].messages[1] == {"role": "assistant", "content": "a"}
+
+
 @pytest.mark.parametrize(
     ("line", "kind"),
     [
@@ -138,6 +168,11 @@ def test_jsonl_of_all_three_shapes_is_read(tmp_path):
         (b'{"text": 3}', "bad_schema"),
         (b'{"body": "a"}', "bad_schema"),
         (b'{"text": "a", "messages": []}', "bad_schema"),
+        (b'{"prompt": "a", "text": "b"}', "bad_schema"),
+        (chat_line(prompt="another"), "bad_schema"),
+        (chat_line(tools=[{"type": "function"}]), "bad_schema"),
+        (chat_line({"tool_calls": [{"id": "1"}]}), "bad_schema"),
+        (chat_line({"weight": 0.5}), "bad_schema"),
         (b'{"messages": [{"role": "alien", "content": "a"}]}', "bad_schema"),
         (b'{"messages": [{"role": "assistant"}]}', "bad_schema"),
         (b'{"messages": []}', "empty_chat"),
@@ -178,6 +213,11 @@ def test_a_bad_file_is_kept_out_of_the_good_ones(tmp_path, name, data, kind):
     assert kind in rejects.values()
     assert all(identity.startswith(name) for identity in rejects)
     assert [each.text for each in documents.values()] == ["good"]
+
+
+def test_lines_that_are_all_too_long_are_not_called_none(tmp_path):
+    _, rejects = read(tmp_path, {"x.jsonl": b"x" * 100}, line_bytes=10)
+    assert rejects == {"x.jsonl#1": "line_too_long"}
 
 
 def test_a_bad_text_names_its_line():
@@ -317,21 +357,134 @@ def test_nothing_is_written_while_reading(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tgz", "in"]
 
 
-def test_an_empty_folder_and_one_without_documents_are_refused(tmp_path):
+def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):
     with pytest.raises(readers.NoDocuments, match="the folder is empty; expected PDF"):
-        list(readers.read_documents(tmp_path))
-    (tmp_path / "a.png").write_bytes(b"x")
-    (tmp_path / "b.txt").write_bytes(b"\xff")
-    with pytest.raises(readers.NoDocuments, match=r"1 x not_utf8, 1 x unsupported_type.*a\.png"):
-        list(readers.read_documents(tmp_path))
+        readers.list_inputs(tmp_path)
     with pytest.raises(ValueError, match="expected a file or a folder"):
-        list(readers.read_documents(tmp_path / "nowhere"))
+        readers.list_inputs(tmp_path / "nowhere")
 
 
-def test_a_link_to_nothing_is_listed(tmp_path):
+def test_links_to_nothing_and_to_folders_are_listed(tmp_path):
     (tmp_path / "dead.txt").symlink_to(tmp_path / "gone.txt")
+    (tmp_path / "linked").symlink_to("/usr")
     _, rejects = read(tmp_path, {"good.txt": b"good"})
-    assert rejects == {"dead.txt": "not_a_file"}
+    assert rejects == {"dead.txt": "not_a_file", "linked": "linked_folder"}
+
+
+@pytest.fixture
+def closed_to_us():
+    """Give up root's right to read everything, and a folder that ordinary users reach."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        yield Path(name)
+        if is_root:
+            os.seteuid(0)
+        for path in Path(name).rglob("*"):
+            path.chmod(0o700)
+
+
+def test_what_may_not_be_read_is_listed(closed_to_us):
+    files = {"good.txt": b"good", "secret.txt": b"s", "locked/x.txt": b"x", "listed/y.txt": b"y"}
+    read(closed_to_us, files)
+    for name, mode in (("secret.txt", 0), ("locked", 0), ("listed", 0o400)):
+        (closed_to_us / name).chmod(mode)
+    documents, rejects = read(closed_to_us, {})
+    assert list(documents) == ["good.txt"]
+    assert rejects == dict.fromkeys(("secret.txt", "locked", "listed/y.txt"), "unreadable")
+    listed = readers.list_inputs(closed_to_us)
+    sizes = {file.name: readers.file_size_bytes(file) for file in listed}
+    assert sizes == {"good.txt": 4, "secret.txt": 1, "locked": None, "y.txt": None}
+
+
+def test_odd_names_are_read_and_shown_printably(tmp_path):
+    odd = os.fsencode(tmp_path) + b"/\xff\x1b.txt"
+    Path(os.fsdecode(odd)).write_text("odd")
+    members = {"in!.jsonl": b'{"text": "b"}'}
+    documents, rejects = read(tmp_path, {"a!.txt": b"a", "z!.zip": make_zip(members)})
+    assert sorted(documents) == ["\\udcff\\x1b.txt", "a!.txt", "z!.zip!in!.jsonl#1"]
+    assert not rejects
+
+
+def packed_zip(content: bytes, method: int) -> bytearray:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("\xe9.txt", content)
+    return bytearray(buffer.getvalue())
+
+
+def changed(data: bytearray, marker: bytes, offset: int, new: bytes) -> bytes:
+    """Return the bytes with others at an offset behind the last place of a marker."""
+    start = data.rfind(marker) + offset
+    return bytes(data[:start] + new + data[start + len(new) :])
+
+
+SMALL_ZIP = packed_zip(b"some text", zipfile.ZIP_DEFLATED)
+DIRECTORY, END = b"PK\1\2", b"PK\5\6"
+# The name is "\xe9.txt" in UTF-8; the first place is the member's, the last the directory's.
+BAD_NAME = b"\xff\xfe.txt"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (bytes(packed_zip(ZEROS, zipfile.ZIP_BZIP2)), "unsupported_compression"),
+        (bytes(packed_zip(ZEROS, zipfile.ZIP_LZMA)), "unsupported_compression"),
+        (changed(SMALL_ZIP, DIRECTORY, 46, BAD_NAME), "damaged_archive"),
+        (bytes(SMALL_ZIP).replace("\xe9.txt".encode(), BAD_NAME, 1), "damaged_archive"),
+        (make_zip({"in.zip": changed(SMALL_ZIP, END, 16, b"\0\0\0\x7f")}), "damaged_archive"),
+    ],
+)
+def test_zips_whose_headers_lie_are_refused(tmp_path, data, kind):
+    documents, rejects = read(tmp_path, {"a.zip": data, "good.txt": b"good"})
+    assert (list(documents), list(rejects.values())) == (["good.txt"], [kind])
+
+
+def test_members_that_share_bytes_do_not_get_round_the_ratio(tmp_path):
+    letters = random.Random(0).randbytes(20_000).hex()
+    text = "".join(letters[i : i + 100].ljust(10_000, "0") for i in range(0, len(letters), 100))
+    data = packed_zip(text.encode(), zipfile.ZIP_DEFLATED)
+    start, end = data.rfind(DIRECTORY), data.rfind(END)
+    assert len(text) < 150 * (end - start + len(data)), "no bomb by itself"
+    directory = bytes(data[start:end]) * 3
+    tail = bytearray(data[end:])
+    tail[8:12] = (3).to_bytes(2, "little") * 2
+    tail[12:16] = len(directory).to_bytes(4, "little")
+    documents, rejects = read(tmp_path, {"a.zip": bytes(data[:start]) + directory + bytes(tail)})
+    assert len(documents) == 1
+    assert list(rejects.values()) == ["bomb"]
+
+
+def sparse_member(size: int) -> bytes:
+    """Return a header in GNU's old format: 512 bytes, and a hole up to a size."""
+    info = tarfile.TarInfo("hole.txt")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    numbers = [number.to_bytes(12, "big") for number in (0, 512, size, 0)]
+    header[386:434] = b"".join(bytes([each[0] | 0x80]) + each[1:] for each in numbers)
+    header[483:495] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"x" * 512
+
+
+THREE = make_tar({f"{name}.txt": name.encode() for name in "abc"}, "w")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "read_before"),
+    [
+        (changed(bytearray(THREE), b"b.txt", 0, b"B"), "damaged_archive", ["a.tar!a.txt"]),
+        (THREE[: 2 * 1024 + 200], "damaged_archive", ["a.tar!a.txt", "a.tar!b.txt"]),
+        (THREE[: 2 * 1024], "damaged_archive", ["a.tar!a.txt", "a.tar!b.txt"]),
+        (sparse_member(1 << 40) + THREE, "sparse_file", [f"a.tar!{name}.txt" for name in "abc"]),
+    ],
+)
+def test_tars_lose_no_member_in_silence(tmp_path, data, kind, read_before):
+    documents, rejects = read(tmp_path, {"a.tar": data})
+    assert (list(documents), list(rejects.values())) == (read_before, [kind])
 
 
 @pytest.mark.parametrize("cut", range(0, 400, 23))
@@ -348,6 +501,40 @@ def test_clean_makes_text_regular_and_keeps_its_indentation():
     raw = "\ufeffe\u0301\x07 x\u00ad  \r\n\r\n\r\n\r\n\r\n    y\x0cz\t\n\n"
     assert clean.clean_text(raw) == "é x\u00ad\n\n\n    y\nz"
     assert clean.clean_text(clean.clean_text(raw)) == clean.clean_text(raw)
+    assert clean.clean_text("a\vb") == clean.clean_turn("a\vb") == "a\nb"
+
+
+HTML_UNITS = ["<a ", "</", "<!--", "<?", "<![CDATA[", "<script>", '<a b="', "<p", "<svg><p>", "&#9"]
+
+
+@pytest.mark.parametrize("unit", HTML_UNITS)
+def test_html_takes_time_by_its_length_alone(unit):
+    started = time.process_time()
+    html_text.html_text(unit * 50_000)
+    assert time.process_time() - started < 2, "the standard library's parser takes minutes"
+
+
+def test_a_long_run_of_spaces_is_cleaned_at_once():
+    started = time.process_time()
+    assert len(clean.clean_text("a" + " " * 200_000 + "b")) == 200_002
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("<p>one</p><svg><path d=''><p>two</p>", "one\ntwo"),
+        ("<svg><text>x</text></svg>a<svg/>b<style>p > a</style>c", "abc"),
+        ("<SCRIPT>if (a<b) '</p>'</script >d", "d"),
+        ("1 < 2 &lt; 3 &amp;lt; <3", "1 < 2 < 3 &lt; <3"),
+        ("<a title='x > y' t=a\"b>z</a> it's", "z it's"),
+        ("<!doctype html>a<!-- b > c -->d<?php e ?>f<!-->g", "adfg"),
+        ("a <b c", "a c"),
+        (f"&#{'9' * 5000};&#x41;", "\ufffdA"),
+    ],
+)
+def test_html_text_is_what_a_reader_sees(source, text):
+    assert html_text.html_text(source) == text
 
 
 def test_compressors_used_here_agree_with_the_reader(tmp_path):

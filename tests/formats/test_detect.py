@@ -62,7 +62,7 @@ VARIANTS = {
         rope=YARN, query_scaling={"kind": "log", "beta": 0.1, "period": 16}, tied_head=True
     ),
 }
-UNWRITABLE = {("consolidated", "bias"), ("gguf", "interleaved"), ("gguf", "ministral3")}
+UNWRITABLE = {("consolidated", "bias"), ("gguf", "interleaved")}
 
 
 def sources(shape: dict[str, Any], format: str) -> list[TensorSource]:

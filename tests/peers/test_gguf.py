@@ -90,11 +90,22 @@ def prompts_of(vocab_size: int) -> list[list[int]]:
     return [generator.integers(3, vocab_size, length).tolist() for length in (7, 60)]
 
 
+MIXTURE = {"kind": "moe", "width": 64, "num_experts": 5, "top_k": 2}
+MINISTRAL_3 = {
+    "rope": {
+        "kind": "yarn", "theta": 1e4, "factor": 16.0, "original_max_positions": 16,
+        "mscale": 1.0, "mscale_all_dim": 1.0,
+    },
+    "query_scaling": {"kind": "log", "beta": 0.1, "period": 16},
+}  # fmt: skip
 CASES = [
     ("mistral-common:v3", "float32", {}),
     ("mistral-common:v3", "float16", {}),
     ("mistral-common:v3", "q8_0", {}),
     ("mistral-common:v3", "float16", {"tied_head": True, "num_kv_heads": 1}),
+    ("mistral-common:v3", "float32", {"ffn": MIXTURE}),
+    ("mistral-common:v3", "float16", {"ffn": MIXTURE}),
+    ("mistral-common:v3", "float32", MINISTRAL_3),
     # llama.cpp's qwen2 takes no other head width than width / heads.
     ("smollm2", "float16", {"qkv_bias": True, "head_width": 24}),
 ]

@@ -51,6 +51,12 @@ def read(folder, **options):
     return write.write_report(folder, **options).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("spelled", ["my run", "'my run'", '"my run"', "my run  "])
+def test_a_name_of_two_words_is_the_whole_title(tmp_path, spelled):
+    (tmp_path / "config.yaml").write_text(f"name: {spelled}\nseed: 1\n", encoding="utf-8")
+    assert "<h1>my run</h1>" in read(tmp_path)
+
+
 def test_whole_run_has_every_section_and_loads_nothing(run_directory):
     text = read(run_directory)
     page = Page(text)
