@@ -3,15 +3,20 @@
 One call between the config's `data` and the batches; `train` makes it with the run's data folder.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipelines import prepare
 from data_pipelines import sources
 from mistral_jax.config.data import DataConfig
 from mistral_jax.config.data import Source
 from mistral_jax.tokenizers import Tokenizer
+
+CHANGED = ".changed"  # a name that no source has
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ def open_sources(
     tokenizer: Tokenizer,
     folder: str | Path,
     *,
+    is_begun: bool = False,
     on_progress: Callable[[str], None] | None = None,
 ) -> RunSources:
     """Open, and where needed prepare, everything that `data.train` and `data.eval` name.
@@ -42,7 +48,10 @@ def open_sources(
     Args:
         config: the run's `data`.
         tokenizer: the model's; prepared folders must be of the same one.
-        folder: where raw documents are prepared into, a folder for each source.
+        folder: the run's folder of data: raw documents are prepared into it, a folder for each
+            source. The run's directory around it is never read as documents.
+        is_begun: a checkpoint depends on what was prepared before. Documents that have changed
+            are prepared beside it, so that the caller can refuse them and nothing is lost.
         on_progress: told a line of text now and then.
 
     Raises:
@@ -55,7 +64,8 @@ def open_sources(
         raise ValueError(f"data.eval: the name {name!r} is one of data.train's; choose another")
     for source in listed:
         fraction = config.eval_fraction
-        place = _place(source, tokenizer, Path(folder) / "train", config, fraction, on_progress)
+        into = Path(folder) / "train"
+        place = _place(source, tokenizer, into, config, fraction, on_progress, keeps_old=is_begun)
         opened = sources.ArrayRecordSource(place, "train", name=source.name)
         if not len(opened):
             raise ValueError(f"data.train: source {source.name!r} ({place}) has no documents")
@@ -91,6 +101,8 @@ def _place(
     config: DataConfig,
     eval_fraction: float,
     on_progress: Callable[[str], None] | None,
+    *,
+    keeps_old: bool = False,
 ) -> Path:
     """Return the source's prepared folder, after preparing it if the path is raw."""
     path = Path(source.path).expanduser()
@@ -102,12 +114,45 @@ def _place(
                 f"{tokenizer.name!r}; prepare the raw documents with the model's tokenizer"
             )
         return path
-    return prepare.prepare(
+    old = into = folder / source.name
+    if keeps_old and sources.is_prepared(old):
+        into = folder / CHANGED / source.name
+        shutil.rmtree(into, ignore_errors=True)
+        shutil.copytree(old, into, copy_function=_link_or_copy)
+    say = on_progress or (lambda line: None)
+    made = prepare.prepare(
         source.path if "://" in source.path else path,
-        folder / source.name,
+        into,
         tokenizer=tokenizer,
         name=source.name,
         eval_fraction=eval_fraction,
         max_documents=config.max_documents,
-        on_progress=on_progress,
-    ).folder
+        exclude=(folder.parent.parent,),  # the run's own directory
+        on_progress=lambda line: say(line.replace(str(into), str(old))),
+    )
+    if into == old:
+        return old
+    began, now = _digests(sources.read_manifest(old)), _digests(made.manifest)
+    if began == now and not made.is_reused:
+        shutil.rmtree(old)  # damaged, or of an older layout; the new one holds the same tokens
+        into.rename(old)
+        return old
+    if began | {"eval": None} != now | {"eval": None}:
+        return into
+    if began != now:
+        say(f"{old}: held-out documents have changed; the run keeps those that it began with")
+    shutil.rmtree(into)
+    return old
+
+
+def _digests(manifest: dict[str, Any]) -> dict[str, str | None]:
+    digests = {split: entry["digest"] for split, entry in manifest["splits"].items()}
+    return {"tokenizer": manifest["tokenizer"]["digest"], **digests}
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Link a file, whose bytes prepare never changes in place; copy where links are not known."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -5,6 +5,7 @@ It decides nothing that changes the numbers: the science stays the config's. Tim
 target's assumed utilization and are marked uncalibrated.
 """
 
+import math
 from typing import Literal
 
 from launch import arithmetic
@@ -14,6 +15,7 @@ from launch.target import Target
 from mistral_jax.config.base import Node
 from mistral_jax.config.model import DecoderConfig
 from mistral_jax.config.run import RunConfig
+from mistral_jax.formats import detect
 from mistral_jax.formats import locate
 
 MEMORY_SHARE = {"cpu": 0.7, "gpu": 0.92, "tpu": 0.92}  # the rest: runtime, fragments, the system
@@ -278,10 +280,19 @@ def _frozen_bytes(run: RunConfig) -> int:
     """Return the bytes of one frozen parameter as it is held."""
     if run.precision.frozen != "checkpoint":
         return FORMAT_BYTES[run.precision.frozen]
-    weights = run.model.weights or ""
-    # Block-quantised files are held in the compute format; published checkpoints are bfloat16.
-    is_quantised = weights.startswith(f"{locate.PACKAGE_SCHEME}:") or weights.endswith(".gguf")
-    return FORMAT_BYTES[run.precision.compute if is_quantised else "bfloat16"]
+    uri = run.model.weights or ""
+    # Block-quantised files are held in the compute format.
+    is_quantised = uri.startswith(f"{locate.PACKAGE_SCHEME}:") or uri.endswith(".gguf")
+    try:
+        weights = detect.open_weights(locate.headers_path(uri)) if uri else None
+    except ValueError:
+        weights = None
+    if weights is None:  # not given yet, or not here; published checkpoints are bfloat16
+        return FORMAT_BYTES[run.precision.compute if is_quantised else "bfloat16"]
+    if weights.kind == "gguf":
+        return FORMAT_BYTES[run.precision.compute]
+    largest = max(weights.names(), key=lambda name: math.prod(weights.shape(name)))
+    return FORMAT_BYTES.get(weights.dtype_name(largest), FORMAT_BYTES["bfloat16"])
 
 
 def _too_large(run: RunConfig, target: Target, memory: MemoryPlan) -> str:

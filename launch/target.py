@@ -158,7 +158,9 @@ def load_target(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Targe
 
 def usable_cores() -> int:
     """Return how many cores this process may use, a container's quota included."""
-    cores = len(os.sched_getaffinity(0))
+    # macOS has no affinity.
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):

@@ -1,6 +1,7 @@
 """The Python API: load, adapt, train, generate, save. The CLI's verbs call the same functions."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from mistral_jax import artifact
@@ -18,12 +19,14 @@ from mistral_jax.generate import engine
 from mistral_jax.generate import sampler
 from mistral_jax.models import definition as definition_lib
 
+MAX_SEED = (1 << 32) - 1
+
 
 def load(uri: str, *, compute: str = "bfloat16") -> artifact.Artifact:
     """Open a checkpoint (any supported format), or a run directory at its best step.
 
     Args:
-        uri: a folder, a file, or `package:NAME`.
+        uri: a folder, a file, `package:NAME`, or hf://, s3://, gs://.
         compute: bfloat16 or float32.
 
     Raises:
@@ -40,19 +43,20 @@ def adapt(
     *,
     rank: int,
     alpha: float | int,
-    target_modules: tuple[model_config.TargetModule, ...] = model_config.ALL_TARGET_MODULES,
+    target_modules: Sequence[model_config.TargetModule] = model_config.ALL_TARGET_MODULES,
     dropout: float = 0.0,
     seed: int = 0,
 ) -> artifact.Artifact:
     """Return the model with fresh LoRA adapters; it computes the same until they are trained.
 
     Raises:
-        ValueError: the model has adapters already.
+        ValueError: the model has adapters already, or the seed is out of range.
     """
+    _check_seed(seed)
     if model.definition.adapter.kind != "none":
         raise ValueError("the model has adapters already; merge or export them first")
     adapter = model_config.LoraAdapter(
-        rank=rank, alpha=float(alpha), dropout=dropout, target_modules=target_modules
+        rank=rank, alpha=float(alpha), dropout=dropout, target_modules=tuple(target_modules)
     )
     old = model.definition
     definition = definition_lib.define(old.config, adapter=adapter, runtime=old.runtime)
@@ -63,12 +67,13 @@ def adapt(
 
 
 def train(config: str | Path, *overrides: str, target: str = "local_cpu") -> job.Result:
-    """Train as a config file says; `overrides` are `key=value`. See job.train.
+    """Train as a config file says; `overrides` are `key=value`, or `fresh=true`. See job.train.
 
     Raises:
         ValueError: a mistake in the config or the data; the message says what to do.
     """
-    return job.train(config_load.load_run(config, list(overrides)), target=target)
+    others, is_fresh = config_load.split_fresh(overrides)
+    return job.train(config_load.load_run(config, others), target=target, fresh=is_fresh)
 
 
 def generate(
@@ -92,7 +97,11 @@ def generate(
         top_k, top_p: limits on sampling.
         seed: prompt i draws by seed + i, whoever shares the batch.
         is_raw: plain continuation.
+
+    Raises:
+        ValueError: a limit or the seed is out of range, or a prompt is empty or too long.
     """
+    _check_seed(seed, count=len(prompts))
     sampling = sampler.Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     generator = engine.TextGenerator(model.definition, model.params, model.tokenizer, sampling)
     if is_raw:
@@ -110,8 +119,14 @@ def save(
 
     Args:
         model: from `load` or `adapt`.
-        destination: folder, or a .gguf file.
+        destination: folder, or a .gguf file; on this machine, in s3:// or gs://.
         format: hf, consolidated, gguf, or peft for the adapter alone.
         dtype: float32, float16, bfloat16; for gguf also q8_0.
     """
-    return convert.export_artifact(model, Path(destination), format=format, dtype=dtype)
+    return convert.export_artifact(model, destination, format=format, dtype=dtype)
+
+
+def _check_seed(seed: int, *, count: int = 1) -> None:
+    # jax.random.key takes 32 bits: a larger seed would draw what a smaller one draws.
+    if not 0 <= seed <= MAX_SEED - (count - 1):
+        raise ValueError(f"seed must be 0 to {MAX_SEED - (count - 1)}, got {seed}")

@@ -5,6 +5,7 @@ What `generate`, `chat`, `export`, `verify` and the Python API open.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mistral_jax import checkpoint
+from mistral_jax import manifest
 from mistral_jax import precision
 from mistral_jax import rng
 from mistral_jax import sharding
@@ -30,6 +32,11 @@ from mistral_jax.train import state as state_lib
 
 CONFIG_NAME = "config.yaml"
 CHECKPOINTS = "checkpoints"
+# What config and weights must agree on; the rest is the config's own (lengths, initialisation).
+COMPARED = (
+    "num_layers", "width", "num_heads", "num_kv_heads", "head_width", "vocab_size", "ffn",
+    "tied_head", "qkv_bias", "attention", "rope", "query_scaling", "norm_epsilon",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +93,44 @@ def resolve_decoder(model: model_config.Model) -> model_config.DecoderConfig:
         if own is None:
             raise ValueError("model.kind checkpoint needs model.weights")
         return own
-    found = weights.read_config(locate.local_path(model.weights))
+    found = weights.read_config(locate.headers_path(model.weights))
     if own is None:
         return found
-    compared = {"num_layers", "width", "num_heads", "num_kv_heads", "head_width", "vocab_size",
-                "ffn", "tied_head", "qkv_bias"}  # fmt: skip
-    wrong = [name for name in sorted(compared) if getattr(own, name) != getattr(found, name)]
+    wrong = manifest.differences(_compared(own), _compared(found))
     if wrong:
-        shown = "; ".join(f"{n}: {getattr(own, n)} but {getattr(found, n)}" for n in wrong)
-        raise ValueError(f"the config's model is not the one in {model.weights}: {shown}")
+        raise ValueError(
+            f"the config's model is not the one in {model.weights} (config -> weights): "
+            f"{'; '.join(wrong)}; "
+            "set these as the weights have them, or take the whole shape from the weights with "
+            "model.kind=checkpoint"
+        )
     return own
 
 
+def _compared(config: model_config.DecoderConfig) -> dict[str, Any]:
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: rounded(inner) for name, inner in value.items()}
+        # GGUF keeps its numbers in float32.
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    return rounded(config.model_dump(mode="json", include=set(COMPARED)))
+
+
 def find_tokenizer(run: run_config.RunConfig) -> tokenizers.Tokenizer:
-    """Return the run's tokenizer; `auto` is the one beside the weights, or bytes without any."""
+    """Return the run's tokenizer; `auto` is the one beside the weights.
+
+    Raises:
+        ValueError: `auto` without weights.
+    """
     name = run.data.tokenizer
     if name != "auto":
         return tokenizers.load_tokenizer(name)
     if run.model.weights is None:
-        return tokenizers.load_tokenizer("bytes")
+        raise ValueError(
+            "data.tokenizer: auto is the tokenizer beside model.weights, but there are none; "
+            "write data.tokenizer=bytes, mistral-common:v3 or another, or set model.weights"
+        )
     return tokenizers.load_tokenizer(locate.local_path(run.model.weights))
 
 
@@ -112,10 +138,14 @@ def default_runtime(compute: str) -> decoder_lib.Runtime:
     """Return how a model computes on this machine when no plan says otherwise."""
     dtype = precision.dtype_of(compute)
     chosen = attention.choose_implementation("auto", jax.default_backend(), dtype)
-    # Splash takes rows in multiples of 128 only, which prompts are not.
-    return decoder_lib.Runtime(
-        compute_dtype=dtype, attention="sdpa" if chosen == "splash" else chosen
-    )
+    return for_prompts(decoder_lib.Runtime(compute_dtype=dtype, attention=chosen))
+
+
+def for_prompts(runtime: decoder_lib.Runtime) -> decoder_lib.Runtime:
+    """Return the runtime with an attention that takes prompts of any length."""
+    # Splash takes rows in multiples of 128 only.
+    chosen = "sdpa" if runtime.attention == "splash" else runtime.attention
+    return dataclasses.replace(runtime, attention=chosen)
 
 
 def load_checkpoint(path: Path, *, compute: str = "bfloat16") -> Artifact:
@@ -142,7 +172,7 @@ def load_run(folder: Path, *, step: int | None = None, compute: str | None = Non
     runtime = default_runtime(compute or run.precision.compute)
     config = resolve_decoder(run.model)
     definition = definition_lib.define(config, adapter=run.adapter, runtime=runtime)
-    saved = checkpoint.Checkpointer(folder / CHECKPOINTS, run.checkpoint)
+    saved = checkpoint.Checkpointer(folder / CHECKPOINTS, run.checkpoint, is_reader=True)
     try:
         steps = saved.steps()
         chosen = step if step is not None else saved.best_step() or (steps[-1] if steps else None)
@@ -171,13 +201,8 @@ def load_frozen(
     path = locate.local_path(run.model.weights)
     if not set(definition.shapes) - trained:
         return {}, path
-    params = weights.load_params(definition, path, mesh, dtype=frozen_dtype(run))
+    params = weights.load_params(definition, path, mesh, dtype=run.precision.frozen)
     return {name: value for name, value in params.items() if name not in trained}, path
-
-
-def frozen_dtype(run: run_config.RunConfig) -> str:
-    """Return the number format that frozen parameters are kept in."""
-    return run.precision.frozen
 
 
 def abstract_state(

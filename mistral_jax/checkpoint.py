@@ -5,10 +5,15 @@ Orbax makes a step atomic and asynchronous; we add a digest of every array, beca
 the one before it is taken. Digests need whole arrays on one host; see `digests_of`.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
+import re
 import shutil
+import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,10 @@ DISK_MARGIN = 1.2
 EVAL_LOSS = "eval_loss"
 RECORD = "(record)"  # its name among the digests; no array's path looks so
 UNREADABLE = (ValueError, OSError, KeyError, TypeError)
+# What the system says of a file that is gone; its other errors say nothing about the bytes.
+GONE = (errno.ENOENT, errno.ENOTDIR)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TENSORSTORE_CODE = re.compile(r"os_error_code='(\d+)'")
 
 
 class CheckpointCorrupt(ValueError):
@@ -43,7 +52,7 @@ class Restored:
     Attributes:
         step: its number.
         state: the training state, on the shardings that were asked for.
-        record: the JSON that was saved with it (data position, science config, losses).
+        record: the JSON that was saved with it (data position, held-out losses).
     """
 
     step: int
@@ -52,10 +61,24 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves and restores the steps of one run folder."""
+    """Saves and restores the steps of one run folder.
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+    Args:
+        folder: where the steps are.
+        config: what is kept.
+        is_reader: only look; a folder whose run is still training stays as it is.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig, *, is_reader: bool = False) -> None:
         self.folder = Path(folder).resolve()
+        if is_reader:
+            # Nothing is made or cleaned up, and of the steps, any of which may go meanwhile, only
+            # the names are read. Orbax's own read_only is the same with a warning on each use.
+            looking = ocp.CheckpointManagerOptions(
+                create=False, cleanup_tmp_directories=False, lightweight_initialize=True
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=looking)
+            return
         policies: list[Any] = [checkpoint_managers.LatestN(n=config.keep_last)]
         if config.keep_best:
             policies.append(
@@ -71,6 +94,9 @@ class Checkpointer:
                 create=True,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                # Without best_fn no loss is written, and a reopened folder has no best step.
+                best_fn=lambda metrics: metrics["loss"],
+                best_mode="min",
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
             ),
@@ -81,16 +107,26 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Return the step with the lowest held-out loss, or None if none was evaluated."""
-        losses = {step: self.read_record(step).get(EVAL_LOSS) for step in self.steps()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
+        """Return the step with the lowest held-out loss, or None if none was evaluated.
+
+        A step whose record is damaged is left out, with a warning.
+        """
+        known: dict[int, float] = {}
+        for step in self.steps():
+            try:
+                loss = self.read_record(step).get(EVAL_LOSS)
+            except CheckpointCorrupt as error:
+                warnings.warn(f"left out of the choice of the best step: {error}", stacklevel=2)
+                continue
+            if loss is not None:
+                known[step] = loss
         return min(known, key=lambda step: (known[step], step)) if known else None
 
     def save(self, step: int, state: Any, record: dict, *, eval_loss: float | None = None) -> None:
         """Start saving a step; returns when the arrays are off the devices.
 
         Raises:
-            OSError: the disk is full; earlier steps stay as they are.
+            DiskTooSmall: this save, or the one before, does not fit; earlier steps stay.
         """
         # A loss that is not a number must not be taken for the best one.
         is_known = eval_loss is not None and np.isfinite(eval_loss)
@@ -102,22 +138,27 @@ class Checkpointer:
             record=ocp.args.JsonSave(record),
             digests=ocp.args.JsonSave({**digests_of(state), RECORD: record_digest(record)}),
         )
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        with self._full_disk_named():
+            self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def wait(self) -> None:
         """Wait until everything started is on disk; raises what a save in the background met."""
-        self._manager.wait_until_finished()
+        with self._full_disk_named():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait and release; the object is of no use afterwards."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def restore(self, abstract_state: Any, step: int) -> Restored:
         """Restore one step onto the shardings of `abstract_state`, digests checked.
 
         Raises:
             CheckpointCorrupt: an array is not what was saved, or a file is damaged or missing.
+            OSError: the system cannot read now, which says nothing about the step.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state),
@@ -125,15 +166,8 @@ class Checkpointer:
             digests=ocp.args.JsonRestore(),
         )
         where = self.folder / str(step)
-        try:
+        with _damage_named(where):
             found = self._manager.restore(step, args=items)
-        except Exception as error:
-            # Orbax raises the bare class where TensorStore finds a damaged file; a subclass that
-            # we do not know (out of memory, say) is no reason to distrust the step.
-            if type(error) is not Exception and not isinstance(error, UNREADABLE):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointCorrupt(f"{where}: cannot be read: {reason}") from error
         for name, digest in digests_of(found["state"]).items():
             if found["digests"].get(name) != digest:
                 raise CheckpointCorrupt(
@@ -145,9 +179,14 @@ class Checkpointer:
         return Restored(step, found["state"], found["record"])
 
     def read_record(self, step: int) -> dict:
-        """Return the JSON saved with a step, without its arrays."""
+        """Return the JSON saved with a step, without its arrays.
+
+        Raises:
+            CheckpointCorrupt: it is damaged or missing.
+        """
         items = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items)["record"]
+        with _damage_named(self.folder / str(step)):
+            return self._manager.restore(step, args=items)["record"]
 
     def restore_newest(self, abstract_state: Any) -> tuple[Restored | None, list[str]]:
         """Restore the newest sound step.
@@ -157,7 +196,8 @@ class Checkpointer:
             aside on the way.
 
         Raises:
-            CheckpointCorrupt: there are steps, and not one of them is sound.
+            CheckpointCorrupt: there are steps, set aside now or earlier, and none of them is sound.
+            OSError: as `restore`.
         """
         complaints: list[str] = []
         for step in reversed(self.steps()):
@@ -171,13 +211,58 @@ class Checkpointer:
                 "no sound checkpoint is left; " + "; ".join(complaints) + "; "
                 "start again with fresh=true"
             )
+        if self._damaged.is_dir() and any(self._damaged.iterdir()):
+            raise CheckpointCorrupt(
+                f"no sound checkpoint is left; {self._damaged} holds the damaged ones; repair and "
+                f"move one back to {self.folder}, or start again with fresh=true"
+            )
         return None, complaints
 
+    @property
+    def _damaged(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}-damaged")
+
     def _set_aside(self, step: int) -> None:
-        damaged = self.folder.parent / f"{self.folder.name}-damaged" / str(step)
-        damaged.parent.mkdir(exist_ok=True)
-        shutil.move(self.folder / str(step), damaged)
+        self._damaged.mkdir(exist_ok=True)
+        shutil.move(self.folder / str(step), self._damaged / str(step))
         self._manager.reload()
+
+    @contextlib.contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore have no class of their own for it
+            if _system_code(error) not in DISK_FULL:
+                raise
+            raise DiskTooSmall(
+                f"{self.folder}: the disk is full, the newest step was not saved; free some space "
+                "and run the same command to go on from the step before"
+            ) from error
+
+
+@contextlib.contextmanager
+def _damage_named(where: Path) -> Iterator[None]:
+    """Turn what reading a damaged step raises into CheckpointCorrupt; let the rest through."""
+    try:
+        yield
+    except Exception as error:
+        # Orbax raises the bare class where TensorStore finds a damaged file; a subclass that
+        # we do not know (out of memory, say) is no reason to distrust the step.
+        if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        code = _system_code(error)
+        if code is not None and code not in GONE:
+            raise OSError(code, f"{where}: cannot be read now: {reason}") from error
+        raise CheckpointCorrupt(f"{where}: cannot be read: {reason}") from error
+
+
+def _system_code(error: Exception) -> int | None:
+    """Return the errno behind an error, TensorStore's own included; None where there is none."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = TENSORSTORE_CODE.search(str(error))
+    return int(found.group(1)) if found else None
 
 
 def digests_of(tree: Any) -> dict[str, str]:
@@ -207,13 +292,20 @@ def size_bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """Return the finished steps in a folder without opening it, oldest first."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
 def check_disk(folder: Path, state: Any, config: CheckpointConfig) -> None:
-    """Refuse a run whose checkpoints cannot fit, before it starts.
+    """Refuse a run whose checkpoints cannot fit, before it starts; those that are there count.
 
     Raises:
         DiskTooSmall: with the bytes needed, the bytes free and what to do.
     """
-    needed = size_bytes(state) * (config.keep_last + config.keep_best + 1) * DISK_MARGIN
+    # One more than is kept: an old step goes when the new one is whole.
+    copies = max(config.keep_last + config.keep_best + 1 - len(saved_steps(folder)), 1)
+    needed = size_bytes(state) * copies * DISK_MARGIN
     parent = next(p for p in [folder, *folder.parents] if p.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:

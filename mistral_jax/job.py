@@ -4,6 +4,7 @@ Its directory holds everything (run_directory.py). The same config finds it agai
 changed one is refused with the difference named; `fresh` starts beside it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import resource
@@ -25,11 +26,10 @@ from mistral_jax import manifest
 from mistral_jax import metrics
 from mistral_jax import precision
 from mistral_jax import rng
+from mistral_jax import run_checks
 from mistral_jax import run_directory
 from mistral_jax import sharding
-from mistral_jax import templates
 from mistral_jax import tokenizers
-from mistral_jax.config import load
 from mistral_jax.config import model as model_config
 from mistral_jax.config import run as run_config
 from mistral_jax.formats import locate
@@ -75,26 +75,36 @@ def train(
 
     Raises:
         run_directory.ResumeRefused: the directory holds another experiment.
+        run_directory.InUse: another process trains there now.
         ValueError: bad input; see the message.
     """
     started = time.monotonic()
     machine = target_lib.load_target(target)
-    _check_platform(machine)
+    run_checks.check_platform(machine)
     decoder = artifact.resolve_decoder(run.model)
     plan = plan_lib.resolve(run, machine, decoder=decoder)
     tokenizer = artifact.find_tokenizer(run)
-    _check_tokenizer(tokenizer, decoder)
+    run_checks.check_tokenizer(tokenizer, decoder)
+    run_checks.check_samples(run, tokenizer, decoder)
     directory = run_directory.choose(run, fresh=fresh)
+    again = "the same command"
+    if fresh:
+        run = run.model_copy(update={"output": str(directory)})
+        again += f" with output={directory} in place of fresh=true"
     run_directory.refuse_other_experiment(directory, run)
     finished_steps = run_directory.finished_steps(directory)
     if finished_steps is not None:
-        path = directory / report.REPORT_FILE
-        shown = path if path.is_file() else None
-        return Result(directory, "finished_before", finished_steps, shown)
+        return Result(directory, "finished_before", finished_steps, _finished_report(directory))
     _use_compilation_cache()
-    job = _Job(run, plan, decoder, tokenizer, directory, say)
-    outcome = job.run()
-    return job.conclude(outcome, time.monotonic() - started)
+    with run_directory.claimed(directory, datasets.data_folder(directory)):
+        job = _Job(run, plan, decoder, tokenizer, directory, say)
+        # Closed whatever happens: the step that a message names must be on disk.
+        with contextlib.closing(job.checkpointer):
+            outcome = job.run()
+        if outcome.reason.startswith("SIG"):
+            say(f"{outcome.reason}: saved at step {outcome.step}; run {again} to go on")
+            return Result(directory, outcome.reason, outcome.step, None)
+        return _conclude(directory, outcome, time.monotonic() - started)
 
 
 class _Job:
@@ -113,35 +123,44 @@ class _Job:
         self.directory, self.say = directory, say
         devices = jax.devices()[: plan.num_devices]
         self.mesh = sharding.make_mesh(plan.mesh, devices)
-        self.definition = definition_lib.define(
-            decoder, adapter=run.adapter, runtime=_runtime(run, plan)
+        runtime = _runtime(run, plan)
+        self.definition, self.prompt_definition = (
+            definition_lib.define(decoder, adapter=run.adapter, runtime=each)
+            for each in (runtime, artifact.for_prompts(runtime))
         )
+        self.weights_path = None
         if run.model.weights is not None:
-            weights.check(self.definition, locate.local_path(run.model.weights))
+            self.weights_path = locate.local_path(run.model.weights)
+            weights.check(self.definition, self.weights_path)
         self.optimizer = optimizers.make_optimizer(run.optimizer)
-        abstract = artifact.abstract_state(self.definition, run, self.mesh)
-        self.state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        checkpoint.check_disk(directory, abstract, run.checkpoint)
-        folder = datasets.data_folder(directory)
-        with run_directory.no_empty_folders(directory, folder):
-            self.data = inputs.open_sources(run.data, tokenizer, folder, on_progress=say)
-        self.checkpointer = checkpoint.Checkpointer(
-            directory / artifact.CHECKPOINTS, run.checkpoint
+        self.abstract = artifact.abstract_state(self.definition, run, self.mesh)
+        self.state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        checkpoints = directory / artifact.CHECKPOINTS
+        checkpoint.check_disk(checkpoints, self.abstract, run.checkpoint)
+        self.data = inputs.open_sources(
+            run.data,
+            tokenizer,
+            datasets.data_folder(directory),
+            is_begun=run_directory.has_checkpoint(directory),
+            on_progress=say,
         )
-        self.restored, complaints = self.checkpointer.restore_newest(abstract)
-        for complaint in complaints:
-            say(f"set aside a damaged checkpoint: {complaint}")
-        self.frozen, self.weights_path = artifact.load_frozen(self.definition, run, self.mesh)
+        self.checkpointer = checkpoint.Checkpointer(checkpoints, run.checkpoint)
 
     def run(self) -> loop.Outcome:
-        """Write the manifest, then train to the end or to a signal."""
-        start_step = 0 if self.restored is None else self.restored.step
-        self._write_before_step_0(start_step)
-        state = self._start_state() if self.restored is None else self.restored.state
-        saved_data = None if self.restored is None else self.restored.record["data"]
+        """Restore or begin, then train to the end or to a signal."""
+        restored, complaints = self.checkpointer.restore_newest(self.abstract)
+        for complaint in complaints:
+            self.say(f"set aside a damaged checkpoint: {complaint}")
+        saved_data = None if restored is None else restored.record["data"]
         stream = datasets.train_stream(self.run_config, self.data, state=saved_data)
-        if start_step:
-            self.say(f"going on at step {start_step} of {self.run_config.optimizer.max_steps}")
+        weights_digest = manifest.weights_digest(self.weights_path)
+        if restored is None:
+            self._write_before_step_0(weights_digest)
+        else:
+            self._check_resume(restored.step, weights_digest)
+        self.frozen, _ = artifact.load_frozen(self.definition, self.run_config, self.mesh)
+        state = self._start_state() if restored is None else restored.state
+        start_step = 0 if restored is None else restored.step
         with metrics.MetricsWriter(
             self.directory,
             total_steps=self.run_config.optimizer.max_steps,
@@ -151,8 +170,22 @@ class _Job:
                 self._parts(stream, writer),
                 state,
                 start_step=start_step,
-                eval_history=() if self.restored is None else self.restored.record["eval_history"],
+                eval_history=() if restored is None else restored.record["eval_history"],
             )
+
+    def _check_resume(self, step: int, weights_digest: str | None) -> None:
+        run, plan = self.run_config, self.plan.model_dump(mode="json")
+        differences = run_directory.check_resume(
+            self.directory,
+            weights_digest=weights_digest,
+            plan=plan,
+            has_dropout=run.adapter.kind == "lora" and run.adapter.dropout > 0,
+        )
+        if differences:
+            shown = "; ".join(differences)
+            self.say(f"not as the run began, so that sums may round otherwise: {shown}")
+        run_directory.record_resume(self.directory, step, differences)
+        self.say(f"going on at step {step} of {run.optimizer.max_steps}")
 
     def _parts(self, stream: Any, writer: metrics.MetricsWriter) -> loop.Parts:
         run, plan = self.run_config, self.plan
@@ -178,7 +211,11 @@ class _Job:
             writer=writer,
             flops_per_step=plan.model_flops_per_token * tokens,
             peak_flops_per_s=None if plan.platform == "cpu" else plan.peak_flops_per_s,
-            take_samples=self._take_samples if run.evaluate.sample_prompts else None,
+            take_samples=(
+                functools.partial(self._take_samples, writer)
+                if run.evaluate.sample_prompts
+                else None
+            ),
             save_evaluation=functools.partial(run_directory.write_evaluation, self.directory),
         )
 
@@ -193,16 +230,14 @@ class _Job:
             params, self.optimizer, run.seed, self.mesh, definition.shardings(self.mesh)
         )
 
-    def _write_before_step_0(self, start_step: int) -> None:
+    def _write_before_step_0(self, weights_digest: str | None) -> None:
         trained = self.definition.num_parameters(self.definition.trainable_paths())
         total = self.definition.num_parameters()
         self.say(f"parameters: {total:,}; trained: {trained:,} ({trained / total:.3%})")
-        if start_step:
-            return
         run = self.run_config
-        (self.directory / artifact.CONFIG_NAME).write_text(load.dump_yaml(run), encoding="utf-8")
+        run_directory.write_config(self.directory, run)
         manifest.write(
-            self.directory / "manifest.json",
+            self.directory / run_directory.MANIFEST,
             {
                 **manifest.environment(),
                 "name": run.name,
@@ -218,44 +253,51 @@ class _Job:
                 "data": datasets.describe(self.data),
                 "parameters": total,
                 "trainable_parameters": trained,
-                "start_checkpoint_digest": manifest.weights_digest(self.weights_path),
+                "start_checkpoint_digest": weights_digest,
             },
         )
-        run_directory.write_json(self.directory / "plan.json", self.plan.model_dump(mode="json"))
+        path = self.directory / run_directory.PLAN
+        run_directory.write_json(path, self.plan.model_dump(mode="json"))
 
-    def _take_samples(self, step: int, params: definition_lib.Params) -> None:
+    def _take_samples(
+        self, writer: metrics.MetricsWriter, step: int, params: definition_lib.Params
+    ) -> None:
         run = self.run_config
-        prompts = [
-            templates.prompt_tokens(text, self.tokenizer) for text in run.evaluate.sample_prompts
-        ]
-        generator = engine.TextGenerator(self.definition, params, self.tokenizer)
+        generator = engine.TextGenerator(self.prompt_definition, params, self.tokenizer)
         completions = generator.complete(
-            prompts, max_tokens=run.evaluate.sample_max_tokens, seed=run.seed
+            run_checks.sample_prompts(run, self.tokenizer),
+            max_tokens=run.evaluate.sample_max_tokens,
+            seed=run.seed,
         )
         texts = [completion.text for completion in completions]
+        for number, text in enumerate(texts):
+            writer.log_text(step, f"sample/{number}", text)
         run_directory.write_samples(self.directory, step, run.evaluate.sample_prompts, texts)
 
-    def conclude(self, outcome: loop.Outcome, wall_s: float) -> Result:
-        """Release what is open; after a whole run, write what the report shows."""
-        self.checkpointer.close()
-        if outcome.reason.startswith("SIG"):
-            self.say(
-                f"{outcome.reason}: saved at step {outcome.step}; run the same command to go on"
-            )
-            return Result(self.directory, outcome.reason, outcome.step, None)
-        run_directory.write_json(
-            self.directory / run_directory.MEASURED,
-            {
-                "peak_memory_bytes": _peak_memory_bytes(),
-                "seconds_per_step": outcome.seconds_per_step,
-                "wall_s": wall_s,
-                "steps": outcome.step,
-                "reason": outcome.reason,
-            },
-        )
-        run_directory.write_comparison(self.directory)
-        path = report.write_report(self.directory)
-        return Result(self.directory, outcome.reason, outcome.step, path)
+
+def _conclude(directory: Path, outcome: loop.Outcome, wall_s: float) -> Result:
+    """Write what a whole run measured, and its report."""
+    run_directory.write_json(
+        directory / run_directory.MEASURED,
+        {
+            "peak_memory_bytes": _peak_memory_bytes(),
+            "seconds_per_step": outcome.seconds_per_step,
+            "wall_s": wall_s,
+            "steps": outcome.step,
+            "reason": outcome.reason,
+        },
+    )
+    run_directory.write_comparison(directory)
+    return Result(directory, outcome.reason, outcome.step, report.write_report(directory))
+
+
+def _finished_report(directory: Path) -> Path:
+    """Return the report of a finished run; write it where a kill came in between."""
+    path = directory / report.REPORT_FILE
+    if path.is_file():
+        return path
+    run_directory.write_comparison(directory)
+    return report.write_report(directory)
 
 
 def _use_compilation_cache() -> None:
@@ -274,24 +316,6 @@ def _peak_memory_bytes() -> int:
         return int(peak)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: KiB on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _check_platform(machine: target_lib.Target) -> None:
-    found = jax.default_backend()
-    if found != machine.platform or len(jax.devices()) < machine.num_chips:
-        raise ValueError(
-            f"target {machine.name} wants {machine.num_chips} {machine.platform} device(s), but "
-            f"jax sees {len(jax.devices())} of {found}; choose another --target, or run "
-            "`mistral-jax doctor`"
-        )
-
-
-def _check_tokenizer(tokenizer: tokenizers.Tokenizer, decoder: model_config.DecoderConfig) -> None:
-    if tokenizer.vocab_size > decoder.vocab_size:
-        raise ValueError(
-            f"data.tokenizer: {tokenizer.name} has {tokenizer.vocab_size} tokens, but the model's "
-            f"vocabulary is {decoder.vocab_size}; use the model's own tokenizer (auto)"
-        )
 
 
 def _runtime(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Runtime:

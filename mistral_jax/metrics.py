@@ -126,7 +126,8 @@ class MetricsWriter:
         folder = Path(run_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS_FILE
-        drop_after(self.path, resume_step)
+        # Step 0 is evaluated anew by a run that has saved nothing yet.
+        drop_after(self.path, resume_step or -1)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._board = tensorboardX.SummaryWriter(
             str(folder / "tensorboard"), purge_step=resume_step + 1
@@ -146,10 +147,6 @@ class MetricsWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def set_stage(self, name: str) -> None:
-        """Name what runs now: compile, train, evaluate, save."""
-        self._screen.stage = name
 
     def log(self, step: int, **values: SupportsFloat) -> None:
         """Record one step's numbers; `loss` is written in hexadecimal too.

@@ -4,6 +4,7 @@ Metrics, checkpoints and prepared data are written by their own modules.
 """
 
 import contextlib
+import fcntl
 import json
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -13,16 +14,33 @@ from typing import Any
 import numpy as np
 
 from mistral_jax import artifact
+from mistral_jax import checkpoint
 from mistral_jax import manifest
+from mistral_jax import storage
 from mistral_jax.config import load
 from mistral_jax.config import run as run_config
 from mistral_jax.train import held_out
 
+MANIFEST = "manifest.json"
 MEASURED = "measured.json"
+PLAN = "plan.json"
+RESUMES = "resumes.jsonl"
+LOCK = ".train.lock"
+# What of a plan rounds sums in another order; the rest of plan.json is prediction.
+PLAN_FIELDS = (
+    "platform", "num_devices", "mesh", "micro_batch_sequences", "accumulation", "attention",
+    "remat",
+)  # fmt: skip
 
 
 class ResumeRefused(ValueError):
     """The run directory is of another experiment; the message names each difference."""
+
+    exit_code = 3  # refused by a gate; see cli.py
+
+
+class InUse(ValueError):
+    """Another process trains in the run directory at this moment."""
 
     exit_code = 3  # refused by a gate; see cli.py
 
@@ -40,17 +58,42 @@ def choose(run: run_config.RunConfig, *, fresh: bool) -> Path:
 
 
 @contextlib.contextmanager
-def no_empty_folders(directory: Path, data: Path) -> Iterator[None]:
-    """Make a run directory; where the work in it is refused, take away what stayed empty."""
+def claimed(directory: Path, data: Path) -> Iterator[None]:
+    """Make a run directory and hold it alone; where the work is refused, remove what stayed empty.
+
+    Raises:
+        InUse: another process holds it.
+    """
     missing = [p for p in (directory, *directory.parents) if not p.exists()]
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except ValueError:
-        for folder in (*data.glob("*"), data, *missing):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    with (directory / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(
+                f"{directory}: another process trains this run now; wait for it, or start beside "
+                "it with fresh=true"
+            ) from None
+        try:
+            yield
+        except ValueError:
+            checkpoints = directory / artifact.CHECKPOINTS
+            _remove_empty(*data.glob("*"), data, checkpoints)
+            if directory in missing and [p.name for p in directory.iterdir()] == [LOCK]:
+                (directory / LOCK).unlink()
+                _remove_empty(*missing)
+            raise
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Tell whether a run has saved a step."""
+    return bool(checkpoint.saved_steps(directory / artifact.CHECKPOINTS))
 
 
 def finished_steps(directory: Path) -> int | None:
@@ -76,6 +119,55 @@ def refuse_other_experiment(directory: Path, run: run_config.RunConfig) -> None:
             f"{directory} holds another experiment; {'; '.join(found)}; "
             "set these back, choose another output=, or start beside it with fresh=true"
         )
+
+
+def check_resume(
+    directory: Path, *, weights_digest: str | None, plan: dict[str, Any], has_dropout: bool
+) -> list[str]:
+    """Compare what a run began with; return the differences that change no more than rounding.
+
+    Raises:
+        ResumeRefused: the base weights are others, or dropout would be drawn in other rows.
+    """
+    began = _read_json(directory / MANIFEST)
+    if began["start_checkpoint_digest"] != weights_digest:
+        raise ResumeRefused(
+            f"{directory}: the base weights are not those that the run began with: "
+            f"{began['start_checkpoint_digest']} -> {weights_digest}; put these back, or start "
+            "beside it with fresh=true"
+        )
+    first = {name: _read_json(directory / PLAN).get(name) for name in PLAN_FIELDS}
+    differences = manifest.differences(first, {name: plan[name] for name in PLAN_FIELDS}, "plan")
+    if has_dropout and first["accumulation"] != plan["accumulation"]:
+        raise ResumeRefused(
+            f"{directory}: with adapter.dropout the masks are drawn by micro batch, and "
+            f"{'; '.join(differences)}; use a target with micro_batch_sequences: "
+            f"{first['micro_batch_sequences']}, or start beside it with fresh=true"
+        )
+    versions = manifest.environment()["versions"]
+    return differences + manifest.differences(began["versions"], versions, "versions")
+
+
+def record_resume(directory: Path, step: int, differences: list[str]) -> None:
+    """Append to resumes.jsonl where a process went on, on what, and what is not as it began."""
+    line = {"step": step, "differences": differences, **manifest.environment()}
+    with (directory / RESUMES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+def write_config(directory: Path, run: run_config.RunConfig) -> None:
+    """Write config.yaml whole or not at all."""
+    storage.write_bytes(directory / artifact.CONFIG_NAME, load.dump_yaml(run).encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResumeRefused(
+            f"{path}: cannot be read ({error}), so that the run cannot be compared with what it "
+            "began with; put the file back, or start beside it with fresh=true"
+        ) from None
 
 
 def write_samples(directory: Path, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:

@@ -1,7 +1,11 @@
 """Checkpoints come back bit for bit, or say which array or file is not what was saved."""
 
+import errno
+import gc
 import json
+import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -100,6 +104,26 @@ def test_the_last_and_the_best_steps_are_kept(tmp_path: Path) -> None:
     saver.close()
 
 
+def test_a_reopened_folder_still_keeps_the_best_step(tmp_path: Path) -> None:
+    config = CheckpointConfig(keep_last=1, keep_best=1)
+    save(tmp_path / "c", 1, 2, 3, config=config, s1=3.0, s2=1.0, s3=2.0)
+    save(tmp_path / "c", 4, 5, config=config, s4=2.5)
+    saver = checkpoint.Checkpointer(tmp_path / "c", config)
+    assert (saver.steps(), saver.best_step()) == ([2, 5], 2)
+    saver.close()
+
+
+def test_a_reader_leaves_the_save_of_a_live_training_alone(tmp_path: Path) -> None:
+    save(tmp_path / "c", 1, s1=2.0)
+    under_way = tmp_path / "c" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "c" / "1", under_way)
+    reader = checkpoint.Checkpointer(tmp_path / "c", KEEP_ALL, is_reader=True)
+    assert (reader.steps(), reader.best_step()) == ([1], 1)
+    assert_equal(reader.restore(abstract(make_state(0)), 1).state, make_state(1))
+    reader.close()
+    assert under_way.is_dir()
+
+
 @pytest.mark.parametrize("nan", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path, nan: float) -> None:
     config = CheckpointConfig(keep_last=1, keep_best=1)
@@ -177,6 +201,74 @@ def test_a_changed_record_is_found(tmp_path: Path) -> None:
     assert "c/2: record is not what was saved" in complaints[0]
 
 
+@pytest.mark.parametrize("fault", ["truncate", "remove"])
+def test_a_damaged_record_is_named_and_another_step_is_the_best(tmp_path: Path, fault: str) -> None:
+    save(tmp_path / "c", 1, 2, s1=2.0, s2=1.0)
+    path = tmp_path / "c" / "2" / "record" / "metadata"
+    if fault == "truncate":
+        path.write_bytes(path.read_bytes()[:20])
+    else:
+        path.unlink()
+    reader = checkpoint.Checkpointer(tmp_path / "c", KEEP_ALL, is_reader=True)
+    with pytest.raises(checkpoint.CheckpointCorrupt, match=f"{tmp_path}/c/2: cannot be read: "):
+        reader.read_record(2)
+    with pytest.warns(UserWarning, match="left out of the choice of the best step: .*c/2: "):
+        assert reader.best_step() == 1
+    reader.close()
+
+
+def with_limit(kind: int, limit: int, action: Callable[[], object]) -> None:
+    """Do something while the system allows this process less."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, before[1]))
+    try:
+        action()
+    finally:
+        resource.setrlimit(kind, before)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine", "ignore:unclosed event loop")
+def test_a_system_out_of_file_handles_is_no_damage(tmp_path: Path) -> None:
+    save(tmp_path / "c", 1, 2)
+    saver = checkpoint.Checkpointer(tmp_path / "c", KEEP_ALL)
+    with pytest.raises(OSError, match="cannot be read now") as caught:
+        with_limit(resource.RLIMIT_NOFILE, 3, lambda: saver.restore_newest(abstract(make_state(0))))
+    assert caught.value.errno == errno.EMFILE
+    assert saver.steps() == [1, 2]
+    assert not (tmp_path / "c-damaged").exists()
+    restored, complaints = saver.restore_newest(abstract(make_state(0)))
+    assert restored is not None and (restored.step, complaints) == (2, [])
+    saver.close()
+    del caught
+    gc.collect()  # Orbax's half-made event loop complains here, not in a later test
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_fills_up_during_a_save_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "c", 1)
+    saver = checkpoint.Checkpointer(tmp_path / "c", KEEP_ALL)
+    # Arrays of one number would be packed; these do not fit into the largest file allowed.
+    state = {"a": jnp.asarray(np.random.default_rng(0).normal(size=20_000), jnp.float32)}
+
+    def save_too_much() -> None:
+        saver.save(2, state, {})
+        saver.wait()
+
+    with pytest.raises(checkpoint.DiskTooSmall, match=r"the disk is full, .* free some space"):
+        with_limit(resource.RLIMIT_FSIZE, 20_000, save_too_much)
+    assert restore_newest(tmp_path / "c")[0].step == 1
+
+
+def test_a_run_whose_checkpoints_were_all_set_aside_does_not_begin_again(tmp_path: Path) -> None:
+    save(tmp_path / "c", 1)
+    (tmp_path / "c" / "1" / "record" / "metadata").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(checkpoint.CheckpointCorrupt, match="no sound checkpoint is left"):
+            restore_newest(tmp_path / "c")
+    save(tmp_path / "c", 2)
+    assert restore_newest(tmp_path / "c")[0].step == 2
+
+
 @pytest.mark.parametrize("item", ["state", "record", "digests"])
 @pytest.mark.parametrize("fault", ["truncate", "empty", "remove"])
 def test_a_damaged_or_missing_file_sets_the_step_aside(
@@ -232,6 +324,13 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(tmp_path: Path) ->
     assert caught.value.exit_code == 3
     checkpoint.check_disk(tmp_path / "not" / "yet", make_state(0), CheckpointConfig())
     assert not (tmp_path / "not").exists()
+    # Of four copies three are there: one more must fit, and it does.
+    copy = {"a": jax.ShapeDtypeStruct((free // 4, 2), jnp.int8)}
+    with pytest.raises(checkpoint.DiskTooSmall):
+        checkpoint.check_disk(tmp_path, copy, CheckpointConfig(keep_last=2, keep_best=1))
+    for step in (1, 2, 3):
+        (tmp_path / str(step)).mkdir()
+    checkpoint.check_disk(tmp_path, copy, CheckpointConfig(keep_last=2, keep_best=1))
 
 
 def test_digests_name_every_array_and_see_every_bit() -> None:

@@ -1,17 +1,25 @@
 """Whole runs in their directory: what is written, found again, refused and started beside."""
 
+import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from data_pipelines import batches
+from launch import target
 from mistral_jax import checkpoint
 from mistral_jax import job
 from mistral_jax import metrics
 from mistral_jax import run_directory
 from mistral_jax.config import load
+from mistral_jax.train import loop
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "dense.yaml"
 NUM_STEPS = 4
@@ -23,11 +31,13 @@ TINY = [
 ]  # fmt: skip
 
 
-def train(folder: Path, *overrides: str, fresh: bool = False) -> tuple[job.Result, list[str]]:
+def train(
+    folder: Path, *overrides: str, fresh: bool = False, target: str = "local_cpu"
+) -> tuple[job.Result, list[str]]:
     """Train by the Python API; return the result and what was said."""
     said: list[str] = []
     run = load.load_run(CONFIG, [*TINY, f"data.train={folder}/docs", *overrides])
-    return job.train(run, fresh=fresh, say=said.append), said
+    return job.train(run, target=target, fresh=fresh, say=said.append), said
 
 
 def hex_losses(directory: Path) -> dict[int, str]:
@@ -84,6 +94,103 @@ def test_stopped_run_goes_on_with_the_same_bits(whole: Path, stopped: Path) -> N
     assert hex_losses(stopped) == hex_losses(whole / "run")
 
 
+def test_another_plan_is_said_and_recorded_and_refused_where_dropout_draws_by_it(
+    whole: Path, stopped: Path, tmp_path: Path
+) -> None:
+    machine = tmp_path / "one_row.yaml"
+    local = (target.TARGETS / "local_cpu.yaml").read_text()
+    machine.write_text(f"{local}\nmicro_batch_sequences: 1\n")
+    result, said = train(whole, f"output={stopped}", target=str(machine))
+    assert result.reason == "done"
+    (line,) = [line for line in said if line.startswith("not as the run began")]
+    assert "plan.accumulation: 1 -> 2" in line
+    (record,) = [json.loads(text) for text in (stopped / "resumes.jsonl").read_text().splitlines()]
+    assert record["step"] == 2
+    assert "plan.accumulation: 1 -> 2" in record["differences"]
+    assert record["versions"]["jax"] == jax.__version__
+    plan = {**json.loads((stopped / "plan.json").read_text()), "accumulation": 2}
+    with pytest.raises(run_directory.ResumeRefused, match="micro_batch_sequences: 2") as caught:
+        run_directory.check_resume(stopped, weights_digest=None, plan=plan, has_dropout=True)
+    assert caught.value.exit_code == 3
+
+
+def test_other_base_weights_are_refused(whole: Path, stopped: Path) -> None:
+    path = stopped / "manifest.json"
+    began = json.loads(path.read_text()) | {"start_checkpoint_digest": "model.safetensors:12"}
+    path.write_text(json.dumps(began))
+    with pytest.raises(run_directory.ResumeRefused, match=r"model\.safetensors:12 -> None"):
+        train(whole, f"output={stopped}")
+    path.unlink()
+    with pytest.raises(run_directory.ResumeRefused, match=r"manifest\.json: cannot be read"):
+        train(whole, f"output={stopped}")
+
+
+def test_a_second_trainer_is_refused_while_the_first_one_runs(whole: Path, stopped: Path) -> None:
+    with (
+        run_directory.claimed(stopped, stopped / "data"),
+        pytest.raises(run_directory.InUse, match="another process trains this run now") as caught,
+    ):
+        train(whole, f"output={stopped}")
+    assert caught.value.exit_code == 3
+    assert train(whole, f"output={stopped}")[0].reason == "done"
+
+
+def test_report_that_a_kill_prevented_is_written_by_the_next_call(
+    whole: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(whole / "run", tmp_path / "run"))
+    for name in ("report.html", "eval.json"):
+        (run / name).unlink()
+    result, _ = train(whole, f"output={run}")
+    assert (result.reason, result.report) == ("finished_before", run / "report.html")
+    assert (run / "report.html").is_file() and (run / "eval.json").is_file()
+
+
+def test_interrupted_fresh_run_says_where_it_goes_on_and_does(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    fit = loop.fit
+
+    def fit_with_signal(parts: loop.Parts, *arguments: Any, **named: Any) -> loop.Outcome:
+        def train_step(*inputs: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return parts.train_step(*inputs)
+
+        return fit(dataclasses.replace(parts, train_step=train_step), *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "fit", fit_with_signal)
+        result, said = train(whole, f"output={tmp_path}/run", fresh=True)
+    where = tmp_path / "run-2"
+    assert (result.reason, result.step, result.directory) == ("SIGTERM", 1, where)
+    assert f"output={where} in place of fresh=true" in said[-1]
+    result, said = train(whole, f"output={where}")
+    assert f"going on at step 1 of {NUM_STEPS}" in said
+    assert hex_losses(where) == hex_losses(whole / "run")
+
+
+def test_checkpoint_that_an_error_names_is_on_disk(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = loop.fit
+
+    def fit_with_nan(parts: loop.Parts, *arguments: Any, **named: Any) -> loop.Outcome:
+        def train_step(state: Any, *inputs: Any) -> Any:
+            is_third = int(state.step) == 2
+            state, values = parts.train_step(state, *inputs)
+            if is_third:
+                values["loss"] = np.float32(np.nan)
+            return state, values
+
+        return fit(dataclasses.replace(parts, train_step=train_step), *arguments, **named)
+
+    monkeypatch.setattr(loop, "fit", fit_with_nan)
+    with pytest.raises(loop.LossNotFinite, match="the last checkpoint is step 2"):
+        train(whole, f"output={tmp_path}/run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+
+
 def test_finished_run_says_so_and_changes_nothing(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "run").rglob("*")}
     result, said = train(whole, f"output={whole}/run")
@@ -133,6 +240,9 @@ def test_changed_documents_are_refused_and_the_run_can_still_go_on(
         document.write_text(text)
     assert "docs" in str(caught.value)
     assert caught.value.exit_code == 3
+    kept = json.loads((stopped / "data" / "train" / "docs" / "manifest.json").read_text())
+    began = json.loads((whole / "run" / "data" / "train" / "docs" / "manifest.json").read_text())
+    assert kept == began
     result, _ = train(whole, f"output={stopped}")
     assert result.reason == "done"
     assert hex_losses(stopped) == hex_losses(whole / "run")
@@ -159,6 +269,15 @@ def test_run_without_a_sound_checkpoint_is_refused(whole: Path, stopped: Path) -
                 path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(checkpoint.CheckpointCorrupt, match="no sound checkpoint is left"):
         train(whole, f"output={stopped}")
+
+
+def test_samples_that_do_not_fit_are_refused_before_data_is_prepared(
+    whole: Path, tmp_path: Path
+) -> None:
+    samples = ["evaluate.sample_prompts=[hello]", "evaluate.sample_max_tokens=256"]
+    with pytest.raises(ValueError, match=r"evaluate\.sample_max_tokens 256 exceed .* 256 position"):
+        train(whole, f"output={tmp_path}/run", *samples)
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_are_checked_before_data_is_prepared(whole: Path, tmp_path: Path) -> None:

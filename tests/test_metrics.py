@@ -47,9 +47,18 @@ def test_resume_drops_later_steps_so_that_each_stands_once(tmp_path):
 def test_resume_keeps_the_held_out_losses_before_it(tmp_path):
     with metrics.MetricsWriter(tmp_path, total_steps=20, console=quiet()) as writer:
         writer.log_eval(0, "docs", 2.5)
-    write_steps(tmp_path, 1, 2)
+        writer.log(1, loss=2.0)
+    write_steps(tmp_path, 2, 3, resume_step=1)
     (line,) = metrics.read_metrics(tmp_path / "metrics.jsonl").evals
     assert (line["eval"], float.fromhex(line["loss_hex"])) == ("docs", 2.5)
+
+
+def test_a_run_that_saved_nothing_writes_its_step_0_again(tmp_path):
+    for loss in (2.5, 2.25):
+        with metrics.MetricsWriter(tmp_path, total_steps=20, console=quiet()) as writer:
+            writer.log_eval(0, "docs", loss)
+    (line,) = metrics.read_metrics(tmp_path / "metrics.jsonl").evals
+    assert line["loss"] == 2.25
 
 
 def test_line_cut_short_by_a_crash_is_left_out_and_repaired(tmp_path):

@@ -65,14 +65,21 @@ class _Yaml12Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            key = key_node.value
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"line {line}: a key should be a name, got a list or a mapping")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise ConfigError(f"line {line}: key {key!r} is given twice; keep one")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
+# Plain values only: a tag such as !!timestamp or !!binary finds no constructor.
+_Yaml12Loader.yaml_constructors = {
+    tag: function
+    for tag, function in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "bool", "str", "seq", "map")
+}
 _Yaml12Loader.yaml_implicit_resolvers = {}
 _Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
@@ -115,7 +122,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         return loader.get_single_data()
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, KeyError) as error:  # ValueError, KeyError: !!int x
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ConfigError(f"{where}: nested too deeply") from None
@@ -123,9 +130,20 @@ def parse_yaml(text: str, *, where: str) -> Any:
         loader.dispose()
 
 
-def read_tree(path: str | Path) -> dict:
-    """Read a YAML file and its `base:` parent (one, relative to it) into one mapping."""
+def read_tree(path: str | Path, *, children: tuple[Path, ...] = ()) -> dict:
+    """Read a YAML file and its `base:` parent (one, relative to it) into one mapping.
+
+    Args:
+        path: the file.
+        children: the files whose parent it is, to notice a circle.
+
+    Raises:
+        ConfigError: a file is missing or not a mapping, or the parents go round in a circle.
+    """
     path = Path(path)
+    if path.resolve() in children:
+        shown = " -> ".join(each.name for each in (*children, path))
+        raise ConfigError(f"{path}: base: goes round in a circle, {shown}; take one of them away")
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file{_nearby_files(path)}")
     try:
@@ -138,19 +156,23 @@ def read_tree(path: str | Path) -> dict:
     base = tree.pop("base", None)
     if base is None:
         return tree
-    parent = path.parent / base
-    parent_tree = read_tree(parent)
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: should be the path of one file, got {base!r}")
+    parent_tree = read_tree(path.parent / base, children=(*children, path.resolve()))
     return merge_trees(parent_tree, tree)
 
 
 def merge_trees(base: dict, over: dict) -> dict:
-    """Return `base` with `over` laid on it; a node whose `kind` changes is replaced whole."""
+    """Return `base` with `over` laid on it; a node whose `kind` changes is replaced whole.
+
+    Where one side names no kind it means the other's, whichever was written first.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            new_kind = value.get("kind", old.get("kind"))
-            merged[key] = merge_trees(old, value) if new_kind == old.get("kind") else value
+            is_other_kind = "kind" in old and "kind" in value and old["kind"] != value["kind"]
+            merged[key] = value if is_other_kind else merge_trees(old, value)
         else:
             merged[key] = value
     return merged
@@ -176,6 +198,19 @@ def parse_overrides(overrides: list[str]) -> dict:
         leaf[last] = parse_yaml(value, where=f"override {key}") if value else None
         tree = merge_trees(tree, node)
     return tree
+
+
+def split_fresh(overrides: list[str] | tuple[str, ...]) -> tuple[list[str], bool]:
+    """Take `fresh=true` out of overrides: it is no part of the experiment.
+
+    Raises:
+        ConfigError: it is neither true nor false.
+    """
+    others = [text for text in overrides if not text.startswith("fresh=")]
+    given = [text.removeprefix("fresh=") for text in overrides if text not in others]
+    if wrong := [value for value in given if value not in ("true", "false")]:
+        raise ConfigError(f"fresh: should be true or false, got {wrong[-1]!r}")
+    return others, "true" in given[-1:]
 
 
 def load_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

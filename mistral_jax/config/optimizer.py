@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from mistral_jax.config.base import BelowOne
 from mistral_jax.config.base import Count
 from mistral_jax.config.base import Fraction
 from mistral_jax.config.base import Node
@@ -45,8 +46,8 @@ class AdamW(Node):
     warmup_steps: NonNegativeInt = 0
     max_steps: Count
     schedule: Schedule = CosineSchedule()
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.95
     epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive | None = 1.0

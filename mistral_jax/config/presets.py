@@ -148,12 +148,12 @@ RELEASES: dict[str, Release] = {
     "mistral_7b_v0_2": Release("Mistral 7B v0.2, Instruct v0.2", ("v1",)),
     "mistral_7b_v0_3": Release("Mistral 7B v0.3, Instruct v0.3, Mathstral 7B", ("v2", "v3")),
     "mixtral_8x7b": Release("Mixtral 8x7B v0.1, Instruct v0.1", ("v1",)),
-    "mixtral_8x22b": Release("Mixtral 8x22B Instruct v0.1", ("v3",), ("max_positions",)),
+    "mixtral_8x22b": Release("Mixtral 8x22B Instruct v0.1", ("v3",)),
     "mistral_22b": Release(
         "Codestral 22B, Mistral Small 2409", ("v3",), ("num_layers", "width", "ffn")
     ),
     "mistral_nemo_12b": Release("Mistral Nemo 12B, text of Pixtral 12B", ("v3",)),
-    "mistral_small_3": Release("Mistral Small 3 (2501)", ("v7",), ("rope.theta", "max_positions")),
+    "mistral_small_3": Release("Mistral Small 3 (2501)", ("v7",)),
     "mistral_small_3_1": Release(
         "Mistral Small 3.1 and 3.2, Magistral Small, Devstral Small", ("v7", "v11", "v13")
     ),

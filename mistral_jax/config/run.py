@@ -1,7 +1,7 @@
 """RunConfig: one experiment. It names no device, no kernel and no bucket of a machine.
 
 The science hash covers every field that can change the numbers; where the run writes, how often
-it saves and what it looks at meanwhile are left out.
+it saves and what it looks at meanwhile are left out, unless a stop rule acts on what it sees.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from typing import Literal
 
 from mistral_jax.config import presets
 from mistral_jax.config.base import Node
+from mistral_jax.config.base import Seed
 from mistral_jax.config.data import DataConfig
 from mistral_jax.config.evaluate import CheckpointConfig
 from mistral_jax.config.evaluate import EvaluateConfig
@@ -22,6 +23,7 @@ from mistral_jax.config.stage import LmStage
 from mistral_jax.config.stage import Stage
 
 NON_SCIENCE_FIELDS = frozenset({"output", "evaluate", "checkpoint"})
+STOPPING_FIELDS = ("stop", "every_steps", "max_rows")
 NON_SCIENCE_DATA_FIELDS = frozenset({"prefetch_batches", "worker_count"})
 
 
@@ -36,7 +38,7 @@ class RunConfig(Node):
     """One experiment: model, data, stage, optimizer, evaluation."""
 
     name: str
-    seed: int = 0
+    seed: Seed = 0
     output: str | None = None
     model: Model
     adapter: Adapter = NoAdapter()
@@ -56,6 +58,9 @@ class RunConfig(Node):
             for name, value in kept["data"].items()
             if name not in NON_SCIENCE_DATA_FIELDS
         }
+        stop = fields["evaluate"]["stop"]
+        if stop is not None:  # these decide where the run ends
+            kept["evaluate"] = {name: fields["evaluate"][name] for name in STOPPING_FIELDS}
         return kept
 
     def science_hash(self) -> str:

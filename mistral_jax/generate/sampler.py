@@ -4,6 +4,7 @@ A row's draws depend on its seed and its token count alone, not on who shares th
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be a number >= 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be >= 1, got {self.top_k}")
         if not 0 < self.top_p <= 1:

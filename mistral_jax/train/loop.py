@@ -146,22 +146,23 @@ class _Fit:
         max_steps = self.parts.run.optimizer.max_steps
         evaluate_every = self.parts.run.evaluate.every_steps
         save_every = self.parts.run.checkpoint.every_steps
-        reason = "done"
         if self.step == 0:
             self._evaluate()
-        while self.step < max_steps:
+        # A run that the rule has stopped, and that was killed before it could say so, has ended.
+        reason = "stop_rule" if self._is_stalled() else "done"
+        while self.step < max_steps and reason == "done":
             self._one_step()
             is_last = self.step == max_steps
+            is_new_best = False
             if is_last or self.step % evaluate_every == 0:
-                self._evaluate()
+                is_new_best = self._evaluate()
                 if self._is_stalled():
                     reason = "stop_rule"
-            if stop.received is not None:
+            if reason == "done" and stop.received is not None and not is_last:
                 reason = stop.received.name
-            if is_last or reason != "done" or self.step % save_every == 0:
+            is_due = self.step % save_every == 0 or is_new_best
+            if is_last or is_due or reason != "done":
                 self._save()
-            if reason != "done":
-                break
         self._flush()
         self.parts.checkpointer.wait()
         return Outcome(self.state, self.step, reason, self._median_seconds())
@@ -201,7 +202,8 @@ class _Fit:
         values |= device_memory()
         self.parts.writer.log(step, **values)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Measure and log; return whether it is the best step so far, and to be kept."""
         self._flush()
         params = self.parts.frozen | self.state.params
         losses = held_out.evaluate(
@@ -218,6 +220,10 @@ class _Fit:
         if self.parts.take_samples is not None:
             self.parts.take_samples(self.step, params)
         self.clock = time.monotonic()
+        # Step 0 is never saved: what went in is not a result.
+        *before, newest = self.eval_history[1:] or [np.inf]
+        is_best = bool(losses) and newest < min(before, default=np.inf)
+        return is_best and self.parts.run.checkpoint.keep_best > 0
 
     def _is_stalled(self) -> bool:
         rule = self.parts.run.evaluate.stop
@@ -231,7 +237,6 @@ class _Fit:
         self._flush()
         record = {
             "data": self.parts.stream.get_state(),
-            "science": self.parts.run.science(),
             "eval_history": self.eval_history,
         }
         is_fresh = self.last_eval is not None and self.last_eval[0] == self.step
@@ -261,7 +266,7 @@ def place_micro_batches(batch: protocols.Batch, parts: Parts) -> dict[str, jax.A
 
 
 def device_memory() -> dict[str, float]:
-    """Return the first device's peak memory in GiB, where the backend tells."""
+    """Return the first device's peak memory, where the backend tells."""
     stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
-    return {} if peak is None else {"peak_memory_gib": peak / 2**30}
+    return {} if peak is None else {"device_memory_bytes": float(peak)}

@@ -1,20 +1,25 @@
 """Ctrl-C and SIGTERM as a request: the loop ends its step, saves, and says how to go on."""
 
 import signal
+import threading
 import types
 
 WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """A context in which the first signal is remembered and the second one acts as usual."""
+    """A context in which the first signal is remembered and the second one acts as usual.
+
+    Outside the main thread, where Python allows no handlers, signals act as usual throughout.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._old: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in WATCHED:
+        is_main = threading.current_thread() is threading.main_thread()
+        for number in WATCHED if is_main else ():
             self._old[number] = signal.signal(number, self._remember)
         return self
 

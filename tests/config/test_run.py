@@ -37,6 +37,13 @@ def test_what_only_looks_on_leaves_the_hash(override):
     assert digest(override) == digest()
 
 
+def test_a_stop_rule_is_science_with_what_it_looks_at():
+    stop = "evaluate.stop={patience: 2}"
+    assert digest(stop) != digest()
+    assert digest(stop, "evaluate.every_steps=7") != digest(stop)
+    assert digest(stop, "evaluate.sample_prompts=[hello]") == digest(stop)
+
+
 def test_run_directory_is_the_name_and_eight_digits():
     run = load.load_run(DENSE)
     assert run.run_directory() == f"runs/tiny_dense-{run.science_hash()[:8]}"

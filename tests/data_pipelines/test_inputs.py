@@ -1,5 +1,6 @@
 """A run's sources: raw ones are prepared once, prepared ones opened, wrong ones refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,36 @@ def test_a_raw_folder_is_prepared_once_and_split(tmp_path):
     assert batch.tokens.shape == (2, 32)
 
 
+def test_changed_documents_of_a_begun_run_are_prepared_beside_what_it_began_with(tmp_path):
+    data = config(write_raw(tmp_path / "raw", 20), eval_fraction=0.3)
+    began = inputs.open_sources(data, BYTES, tmp_path / "run").train[0]
+    before = {path: path.read_bytes() for path in began.folder.rglob("*") if path.is_file()}
+    lines: list[str] = []
+
+    def go_on():
+        made = inputs.open_sources(
+            data, BYTES, tmp_path / "run", is_begun=True, on_progress=lines.append
+        )
+        return made.train[0]
+
+    held_out, trained = tmp_path / "raw" / "0.md", tmp_path / "raw" / "2.md"
+    held_out.unlink()
+    assert go_on().folder == began.folder
+    assert "held-out documents have changed" in lines[-1]
+    trained.write_text("other words too")
+    assert go_on().digest != began.digest
+    assert {path: path.read_bytes() for path in before} == before
+    held_out.write_text("document raw number 0")
+    trained.write_text("document raw number 2")
+    assert (go_on().folder, go_on().digest) == (began.folder, began.digest)
+    assert {path: path.read_bytes() for path in before} == before
+    assert lines[-1] == f"{began.folder}: reused, nothing has changed since it was prepared"
+    damaged = next(path for path in before if path.suffix == ".array_record")
+    damaged.write_bytes(before[damaged][:-1])
+    assert (go_on().folder, go_on().digest) == (began.folder, began.digest)
+    assert damaged.read_bytes() == before[damaged]
+
+
 def test_further_held_out_sources_are_only_looked_at(tmp_path):
     train = (
         Source(name="a", path=write_raw(tmp_path / "x", 6), weight=2.0),
@@ -58,6 +89,19 @@ def test_further_held_out_sources_are_only_looked_at(tmp_path):
     clash = config(train, eval=(Source(name="a", path=str(tmp_path / "held")),))
     with pytest.raises(ValueError, match=r"is one of data\.train's"):
         inputs.open_sources(clash, BYTES, tmp_path / "run")
+
+
+def test_runs_inside_the_documents_are_not_read(tmp_path):
+    data = config(write_raw(tmp_path / "raw", 5))
+    own, other = tmp_path / "raw/runs/own", tmp_path / "raw/runs/other"
+    first = inputs.open_sources(data, BYTES, own / "data").train[0].digest
+    for run in (own, other):
+        run.mkdir(exist_ok=True)
+        (run / "config.yaml").write_text("name: x")
+        (run / "report.html").write_text("<p>losses</p>")
+    manifest = dict.fromkeys(("config", "config_hash", "data", "start_checkpoint_digest"))
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert inputs.open_sources(data, BYTES, own / "data").train[0].digest == first
 
 
 def test_a_prepared_folder_is_opened_where_it_is(tmp_path):

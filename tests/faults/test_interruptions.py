@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from mistral_jax import checkpoint
+from mistral_jax.config.evaluate import CheckpointConfig
+
 pytestmark = pytest.mark.faults
 
 SEED = 20261121
@@ -56,3 +59,27 @@ def test_asked_to_stop_a_run_saves_exits_0_and_says_how_to_go_on(workshop, wait,
     assert not (workshop.folder / name / "report.html").exists()
     assert f"going on at step {step} of 24" in workshop.finish(name)
     assert workshop.losses(name) == workshop.losses("whole")
+
+
+@pytest.mark.filterwarnings("ignore:left out of the choice")
+def test_others_may_look_at_a_live_run_but_not_train_in_it(workshop, wait) -> None:
+    process = workshop.start("live")
+    assert wait(lambda: workshop.last_step("live") >= 3, process)
+    process.send_signal(signal.SIGSTOP)
+    second = workshop.start("live")
+    _, err = second.communicate(timeout=120)
+    process.send_signal(signal.SIGCONT)
+    assert second.returncode == 3, err
+    assert "another process trains this run now" in err
+    assert "Traceback" not in err
+    folder = workshop.folder / "live" / "checkpoints"
+    seen = set()
+    while process.poll() is None:
+        reader = checkpoint.Checkpointer(folder, CheckpointConfig(), is_reader=True)
+        seen.update(reader.steps())
+        reader.best_step()
+        reader.close()
+    assert len(seen) > 3, "nothing was saved while others looked"
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, (out, err)
+    assert workshop.losses("live") == workshop.losses("whole")

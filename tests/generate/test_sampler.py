@@ -1,5 +1,7 @@
 """Sampling against NumPy: which tokens stay, with what frequency, and by whose key."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,7 +105,16 @@ def test_a_row_draws_by_its_own_key_and_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("temperature", -0.1), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.1)]
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+    ],
 )
 def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .* got {value}"):

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  numpy learns bfloat16
+import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -140,6 +143,18 @@ def test_target_may_fix_passes_and_remat():
     assert (made.micro_batch_sequences, made.accumulation, made.remat) == (1, 4, "full")
     with pytest.raises(plan.PlanError, match="does not divide the 4 rows"):
         planned("mistral_7b/lora", "v5e_16", on=["micro_batch_sequences=3"])
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_frozen_parameters_count_in_the_format_of_the_file(tmp_path, dtype, size):
+    (tmp_path / "config.json").write_text("{}")
+    tensors = {"norm": np.ones(3, np.float32), "kernel": np.ones((8, 8), np.dtype(dtype))}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    run = load.load_run(ROOT / "configs" / "tiny" / "lora.yaml")
+    here = run.model_copy(update={"model": run.model.model_copy(update={"weights": str(tmp_path)})})
+    memory = plan.resolve(here, machine("local_cpu"), decoder=here.model).memory
+    absent = plan.resolve(run, machine("local_cpu")).memory
+    assert memory.frozen_parameters * 2 == absent.frozen_parameters * size
 
 
 def test_less_memory_means_smaller_passes_or_more_remat():

@@ -1,6 +1,7 @@
 """launch/target.py: every target multiplies out and says what its vendor says."""
 
 import math
+import os
 
 import pytest
 
@@ -77,6 +78,11 @@ def test_wrong_target_is_refused_with_the_reason(override, message):
 def test_unknown_target_suggests_the_nearest():
     with pytest.raises(load.ConfigError, match="did you mean g5_2xlarge"):
         target.load_target("g5-2xlarge")
+
+
+def test_a_system_without_affinity_tells_its_cores(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert target.usable_cores() >= 1
 
 
 def test_target_is_read_from_a_path(tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -267,6 +268,42 @@ def test_the_stop_rule_remembers_over_a_restart(tmp_path: Path) -> None:
     assert (first.reason, first.step) == ("SIGTERM", 2)
     second = fit(tmp_path, run=run, eval_step=scripted([1.5, 1.0]))
     assert (second.reason, second.step) == ("stop_rule", 3)
+
+
+def test_a_run_that_the_rule_stopped_stays_stopped(tmp_path: Path) -> None:
+    """As after a kill between the last save and the end of the process."""
+    run = make_run(evaluate={"every_steps": 1, "stop": {"patience": 1}})
+    first = fit(tmp_path, run=run, eval_step=scripted([3.0, 2.0, 2.5]))
+    second = fit(tmp_path, run=run, eval_step=scripted([]))
+    assert (first.reason, first.step) == (second.reason, second.step) == ("stop_rule", 2)
+
+
+def test_a_signal_in_the_last_step_lets_the_run_be_done(tmp_path: Path) -> None:
+    def interrupt(batch: int) -> None:
+        if batch == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = fit(tmp_path, on_batch=interrupt)
+    assert (outcome.reason, outcome.step) == ("done", 6)
+
+
+@pytest.mark.parametrize(("keep_best", "saved"), [(1, [2, 6]), (0, [6])])
+def test_the_best_evaluation_is_kept_though_no_save_was_due(
+    tmp_path: Path, keep_best: int, saved: list[int]
+) -> None:
+    run = make_run(checkpoint={"every_steps": 3, "keep_last": 1, "keep_best": keep_best})
+    fit(tmp_path, run=run, eval_step=scripted([1.0, 2.0, 2.5, 2.6]))
+    assert saved_steps(tmp_path) == saved
+
+
+def test_memory_is_logged_under_the_name_that_the_panel_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 3 << 30})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])  # a CPU tells nothing
+    screen = metrics.Screen(6, 0)
+    screen.update(1, loop.device_memory())
+    assert "device 3.0 GiB" in screen.line()
 
 
 def test_micro_batches_take_every_nth_row(tmp_path: Path) -> None:

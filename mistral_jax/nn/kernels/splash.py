@@ -1,17 +1,22 @@
 """Splash attention, the block-sparse flash kernel of JAX for TPU (jax.experimental.pallas).
 
 Head width must be a multiple of 128. Window and causal masks skip whole blocks; segments are
-native. On other platforms it runs in interpret mode, for tests only.
+native. On a mesh every device runs its own rows and heads. On other platforms it runs in
+interpret mode, for tests only.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 from jaxtyping import Float
+from jaxtyping import Int
 
+from mistral_jax import sharding
 from mistral_jax.nn import masks
 
 LANE = 128
@@ -34,17 +39,53 @@ def attend(
     """
     if not spec.is_row or spec.score_bias is not None or spec.block_table is not None:
         raise ValueError("splash attention takes whole rows without a bias or a block table")
-    batch, num_tokens, num_heads, head_width = q.shape
+    batch, num_tokens, _, head_width = q.shape
     if num_tokens % LANE or head_width % LANE:
         raise ValueError(
             f"splash attention needs row length and head width in multiples of {LANE}, "
             f"got {num_tokens} and {head_width}"
         )
+    segments = spec.query_segments
+    if segments is None:
+        segments = jnp.ones((batch, num_tokens), jnp.int32)
+
+    on_shard = functools.partial(
+        _attend_shard, reach=spec.reach, scale=scale, has_logsumexp=spec.has_logsumexp,
+        is_interpreted=is_interpreted,
+    )  # fmt: skip
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return on_shard(q, k, v, segments)
+    # A Mosaic kernel cannot be partitioned by the compiler: each device runs its rows and heads,
+    # whole ones, without a word to the others.
+    rows, _, heads, _ = sharding.spec(("batch", None, "kv_heads", None), k.shape, mesh)
+    whole = PartitionSpec(rows, None, heads, None)
+    return jax.shard_map(
+        on_shard,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, PartitionSpec(rows, None)),
+        out_specs=(whole, PartitionSpec(rows, heads, None) if spec.has_logsumexp else None),
+        check_vma=False,
+    )(q, k, v, segments)
+
+
+def _attend_shard(
+    q: Float[Array, "B T H Q"],
+    k: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K Q"],
+    segments: Int[Array, "B T"],
+    *,
+    reach: int | None,
+    scale: float,
+    has_logsumexp: bool,
+    is_interpreted: bool,
+) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
+    num_tokens, num_heads = q.shape[1:3]
     shape = (num_tokens, num_tokens)
     mask = (
         splash_attention.CausalMask(shape)
-        if spec.reach is None
-        else splash_attention.LocalMask(shape, (spec.reach - 1, 0), 0)
+        if reach is None
+        else splash_attention.LocalMask(shape, (reach - 1, 0), 0)
     )
     block = next(size for size in (MAX_BLOCK, 256, LANE) if num_tokens % size == 0)
     sizes = splash_attention.BlockSizes(
@@ -57,12 +98,9 @@ def attend(
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
-        save_residuals=spec.has_logsumexp,
+        save_residuals=has_logsumexp,
         interpret=is_interpreted,
     )
-    segments = spec.query_segments
-    if segments is None:
-        segments = jnp.ones((batch, num_tokens), jnp.int32)
 
     def one_row(
         q_row: Array, k_row: Array, v_row: Array, row_segments: Array
@@ -72,7 +110,7 @@ def attend(
 
     q, k, v = (jnp.swapaxes(array, 1, 2) for array in (q, k, v))  # [B, H, T, Q]
     result: Any = jax.vmap(one_row)(q, k, v, segments)
-    if not spec.has_logsumexp:
+    if not has_logsumexp:
         return jnp.swapaxes(result, 1, 2), None
     out, (logsumexp,) = result
     return jnp.swapaxes(out, 1, 2), logsumexp

@@ -1,0 +1,62 @@
+"""What a run is refused for before anything is written: machine, tokenizer, samples."""
+
+import jax
+
+from launch import target as target_lib
+from mistral_jax import templates
+from mistral_jax import tokenizers
+from mistral_jax.config import model as model_config
+from mistral_jax.config import run as run_config
+
+
+def check_platform(machine: target_lib.Target) -> None:
+    """Check that jax sees the devices of a target.
+
+    Raises:
+        ValueError: it sees others, or fewer.
+    """
+    found = jax.default_backend()
+    if found != machine.platform or len(jax.devices()) < machine.num_chips:
+        raise ValueError(
+            f"target {machine.name} wants {machine.num_chips} {machine.platform} device(s), but "
+            f"jax sees {len(jax.devices())} of {found}; choose another --target, or run "
+            "`mistral-jax doctor`"
+        )
+
+
+def check_tokenizer(tokenizer: tokenizers.Tokenizer, decoder: model_config.DecoderConfig) -> None:
+    """Check that the model has a row for every token.
+
+    Raises:
+        ValueError: it has too few.
+    """
+    if tokenizer.vocab_size > decoder.vocab_size:
+        raise ValueError(
+            f"data.tokenizer: {tokenizer.name} has {tokenizer.vocab_size} tokens, but the model's "
+            f"vocabulary is {decoder.vocab_size}; use the model's own tokenizer (auto)"
+        )
+
+
+def check_samples(
+    run: run_config.RunConfig,
+    tokenizer: tokenizers.Tokenizer,
+    decoder: model_config.DecoderConfig,
+) -> None:
+    """Check that the sample prompts and their completions fit into the model.
+
+    Raises:
+        ValueError: they are too long.
+    """
+    prompts = sample_prompts(run, tokenizer)
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    new = run.evaluate.sample_max_tokens
+    if prompts and longest + new > decoder.max_positions:
+        raise ValueError(
+            f"evaluate.sample_prompts: {longest} tokens and evaluate.sample_max_tokens {new} exceed"
+            f" the model's {decoder.max_positions} positions; shorten one of them"
+        )
+
+
+def sample_prompts(run: run_config.RunConfig, tokenizer: tokenizers.Tokenizer) -> list[list[int]]:
+    """Return the tokens of the prompts that a run shows samples of."""
+    return [templates.prompt_tokens(text, tokenizer) for text in run.evaluate.sample_prompts]
