@@ -7,6 +7,7 @@ from typing import Any
 from mistral_jax.formats.fields import Fields
 from mistral_jax.formats.hf_config import attention_of_layers
 
+TEKKEN_SIZE, TEKKEN_POSITIONS = 131072, 131072
 _LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim")
 
 
@@ -31,7 +32,9 @@ def decoder_from_params(params: Mapping[str, Any], path: Path | str, *, has_head
     fields.refuse_unless("activation", ("silu",))
     width, num_heads = fields.count("dim"), fields.count("n_heads")
     num_layers = fields.count("n_layers")
-    positions = fields.count("max_seq_len", fields.count("max_position_embeddings", 32768))
+    # Silent in the 7Bs (32,768) and in Devstral (131,072, with the tekken vocabulary).
+    silent = TEKKEN_POSITIONS if fields.get("vocab_size") == TEKKEN_SIZE else 32768
+    positions = fields.count("max_seq_len", fields.count("max_position_embeddings", silent))
     rope, query_scaling = _rope(fields)
     return {
         "kind": "decoder",

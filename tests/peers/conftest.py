@@ -7,6 +7,8 @@ MISTRAL_JAX_PEERS_SEED sets it. MISTRAL_JAX_PEERS_DRAWS is how many shapes: 8, n
 import dataclasses
 import datetime
 import os
+from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from mistral_jax.config import optimizer as optimizer_config
 from mistral_jax.formats import locate
 from mistral_jax.models import definition as definition_lib
 from tests.peers import ours
+from tests.peers import parity
 
 SEED_VARIABLE = "MISTRAL_JAX_PEERS_SEED"
 DRAWS_VARIABLE = "MISTRAL_JAX_PEERS_DRAWS"
@@ -70,6 +73,22 @@ def seed(request: pytest.FixtureRequest) -> int:
     with capture.global_and_fixture_disabled():
         print(f"\npeers: {len(FAMILIES)} draws of seed {value}; again: {SEED_VARIABLE}={value}")
     return value
+
+
+@pytest.fixture(scope="session")
+def record(seed: int) -> Iterator[Callable[[str, str, float], None]]:
+    """Return what takes a family's differences; the largest of each kind go to the parity page."""
+    measured: dict[tuple[str, str], float] = {}
+
+    def take(family: str, kind: str, apart: float) -> None:
+        measured[family, kind] = max(apart, measured.get((family, kind), 0.0))
+
+    yield take
+    out = os.environ.get(parity.PARITY_VARIABLE)
+    if out:
+        version = ours.peer_version("transformers")
+        text = parity.page(measured, seed=seed, draws=NUM_DRAWS, transformers=version)
+        Path(out).write_text(text, encoding="utf-8")
 
 
 def draw_config(family: str, generator: np.random.Generator) -> dict:

@@ -214,6 +214,15 @@ def torch_settings(config: optimizer_config.AdamW) -> dict[str, Any]:
     }
 
 
+def peer_version(package: str) -> str:
+    """Return the version of a package of the peers' environment."""
+    code = f"import importlib.metadata; print(importlib.metadata.version({package!r}))"
+    done = subprocess.run(
+        [os.environ[PYTHON_VARIABLE], "-c", code], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
 def from_hugging_face(
     arrays: dict[str, np.ndarray], prefix: str, config: model_config.DecoderConfig
 ) -> dict[str, np.ndarray]:
@@ -232,10 +241,11 @@ def from_hugging_face(
 
 def assert_close(
     ours: dict[str, Any], theirs: dict[str, np.ndarray], tolerance: float, what: str
-) -> None:
+) -> float:
     """Compare trees by path and list every parameter that is off.
 
     Small arrays have to agree to a thousandth of their largest entry as well, down to 1e-6.
+    Return the largest difference.
     """
     assert set(ours) == set(theirs)
     apart = {path: float(np.abs(np.asarray(ours[path]) - theirs[path]).max()) for path in theirs}
@@ -245,3 +255,4 @@ def assert_close(
     }
     wrong = {path: value for path, value in apart.items() if not value <= limits[path]}
     assert not wrong, f"{what} differ by more than {tolerance}: {wrong}"
+    return max(apart.values())

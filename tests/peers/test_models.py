@@ -1,5 +1,6 @@
 """Random models of every family: the same numbers as transformers and torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.peers.conftest import FAMILIES
 from tests.peers.conftest import ONE_STEP
 from tests.peers.conftest import Draw
 
+Record = Callable[[str, str, float], None]
 INDICES = range(len(FAMILIES))
 NAMES = [f"{index}-{family}" for index, family in enumerate(FAMILIES)]
 TOLERANCE = 1e-4
@@ -42,7 +44,7 @@ def test_the_draws_cover_what_they_should(draws: list[Draw]) -> None:
             assert float(np.abs(draw.params["layers/attention/k_proj/bias"]).max()) > 0.1
 
 
-def test_logits_are_those_of_transformers(draw: Draw) -> None:
+def test_logits_are_those_of_transformers(draw: Draw, record: Record) -> None:
     tokens = draw.batch["tokens"]
     found = ours.logits(draw.definition, draw.params, tokens)
     apart = float(np.abs(found - draw.expected["logits"]).max())
@@ -50,6 +52,7 @@ def test_logits_are_those_of_transformers(draw: Draw) -> None:
         f"{draw.label}: logits differ by {apart:.2e}; "
         + ours.layer_differences(draw.definition, draw.params, tokens, draw.expected)
     )
+    record(draw.family, "logits", apart)
 
 
 @pytest.mark.parametrize("index", [0, 2, 3, 4, 5], ids=lambda index: NAMES[index])
@@ -78,23 +81,25 @@ def test_the_logit_comparison_sees_a_wrong_shape(name: str, draws: list[Draw]) -
     assert report.startswith("after layer 1: ")
 
 
-def test_every_gradient_is_that_of_torch(draw: Draw) -> None:
+def test_every_gradient_is_that_of_torch(draw: Draw, record: Record) -> None:
     batch = ours.batch_arrays(draw.batch)
     loss, gradients = ours.loss_gradients(draw.definition, draw.params, batch)
     config = draw.definition.config
     expected = ours.from_hugging_face(draw.expected, "gradient/", config)
     assert abs(loss - float(draw.expected["loss"])) <= TOLERANCE, draw.label
     assert all(np.abs(value).max() > 1e-5 for value in expected.values())
-    ours.assert_close(gradients, expected, TOLERANCE, f"{draw.label}: gradients")
+    apart = ours.assert_close(gradients, expected, TOLERANCE, f"{draw.label}: gradients")
+    record(draw.family, "gradients", apart)
 
 
-def test_one_adamw_step_is_that_of_torch(draw: Draw) -> None:
+def test_one_adamw_step_is_that_of_torch(draw: Draw, record: Record) -> None:
     batch = ours.batch_arrays(draw.batch)
     seen, stepped = ours.train(draw.definition, draw.params, [batch], ONE_STEP)
     expected = ours.from_hugging_face(draw.expected, "stepped/", draw.definition.config)
     assert abs(seen[0]["grad_norm"] - float(draw.expected["grad_norm"])) <= TOLERANCE
     assert seen[0]["grad_norm"] > 2 * ONE_STEP.max_grad_norm  # so that clipping acts
-    ours.assert_close(stepped, expected, TOLERANCE, f"{draw.label}: parameters after a step")
+    what = f"{draw.label}: parameters after a step"
+    record(draw.family, "AdamW step", ours.assert_close(stepped, expected, TOLERANCE, what))
 
 
 @pytest.mark.parametrize("change", [{"weight_decay": 0.0}, {"max_grad_norm": None}])
@@ -155,8 +160,9 @@ def exported(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("index", INDICES, ids=NAMES)
 def test_our_export_gives_transformers_its_own_logits_again(
-    index: int, draws: list[Draw], exported: Path
+    index: int, draws: list[Draw], exported: Path, record: Record
 ) -> None:
     found = np.load(exported / str(index) / "logits.npy")
     apart = float(np.abs(found - draws[index].expected["logits"]).max())
     assert apart <= 1e-6, f"{draws[index].label}: {apart:.2e}"
+    record(draws[index].family, "reloaded export", apart)
