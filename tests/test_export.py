@@ -30,6 +30,19 @@ CONFIGS = {
     "plain": PLAIN,
     "window": PLAIN.model_copy(update={"attention": model_config.WindowAttention(window=7)}),
     "qwen": PLAIN.model_copy(update={"tied_head": True, "qkv_bias": True}),
+    "moe": PLAIN.model_copy(update={"ffn": model_config.MoeFfn(width=32, num_experts=4, top_k=2)}),
+    "interleaved": PLAIN.model_copy(
+        update={"attention": model_config.InterleavedAttention(window=7, period=("full", "window"))}
+    ),
+    "ministral3": PLAIN.model_copy(
+        update={
+            "rope": model_config.YarnRope(
+                theta=1e4, factor=8.0, original_max_positions=16, mscale=1.0, mscale_all_dim=1.0
+            ),
+            "query_scaling": model_config.LogQueryScaling(beta=0.1, period=16),
+            "tied_head": True,
+        }
+    ),
 }
 LORA = model_config.LoraAdapter(
     rank=4, alpha=8.0, dropout=0.25, target_modules=("k_proj", "up_proj")
@@ -80,6 +93,9 @@ def assert_same_model(found: artifact.Artifact, expected: artifact.Artifact) -> 
         ("plain", "hf"), ("plain", "consolidated"), ("plain", "gguf"),
         ("window", "hf"), ("window", "consolidated"),
         ("qwen", "hf"), ("qwen", "gguf"),
+        ("moe", "hf"), ("moe", "consolidated"), ("moe", "gguf"),
+        ("interleaved", "hf"), ("interleaved", "consolidated"),
+        ("ministral3", "hf"), ("ministral3", "consolidated"), ("ministral3", "gguf"),
     ],
 )  # fmt: skip
 def test_float32_comes_back_exactly(tmp_path: Path, name: str, format: str) -> None:

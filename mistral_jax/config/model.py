@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic import model_validator
 
+from mistral_jax.config.base import BelowOne
 from mistral_jax.config.base import Count
-from mistral_jax.config.base import Fraction
 from mistral_jax.config.base import Node
 from mistral_jax.config.base import NonNegative
 from mistral_jax.config.base import Positive
@@ -238,7 +238,7 @@ class LoraAdapter(Node):
     kind: Literal["lora"] = "lora"
     rank: Count
     alpha: Positive
-    dropout: Fraction = 0.0
+    dropout: BelowOne = 0.0
     target_modules: tuple[TargetModule, ...] = ALL_TARGET_MODULES
 
     @property

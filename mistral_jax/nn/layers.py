@@ -37,24 +37,10 @@ def _project_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
         kernel_gradient = jax.lax.dot_general(x, dy, ((tokens, tokens), ((), ())))
     else:
         kernel_gradient = jax.lax.dot_general(dy, x, ((tokens, tokens), ((), ()))).T
-    return dy @ _transposed(kernel), kernel_gradient
+    return dy @ kernel.T, kernel_gradient
 
 
 project.defvjp(_project_forward, _project_backward)
-
-
-def _transposed(kernel: Float[Array, "n_in n_out"]) -> Float[Array, "n_out n_in"]:
-    """Return the kernel's transpose; written out where matmuls want their operands in order."""
-    if kernel.dtype != jnp.bfloat16:
-        return kernel.T
-
-    def written_out(kernel: Array) -> Array:
-        # The flat array in between keeps XLA from folding the transpose into the matmul again.
-        flat = jax.lax.optimization_barrier(kernel.T.reshape(-1))
-        return flat.reshape(kernel.shape[1], kernel.shape[0])
-
-    # bf16 on CPU: 380 GFLOP/s a core with the copy (its time counted), 210 without (2026-11).
-    return jax.lax.platform_dependent(kernel, cpu=written_out, default=jnp.transpose)
 
 
 class Linear(nnx.Module):
