@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -267,3 +268,88 @@ def test_smollm2_opens_from_its_wheel() -> None:
 def test_gguf_refuses_biases_with_heads_that_do_not_fill_the_width() -> None:
     with pytest.raises(ValueError, match=r"llama\.cpp's qwen2 wants"):
         gguf_config.gguf_metadata(decoder(qkv_bias=True), name="x", file_type="F32")
+
+
+def nested(folder: Path, shape: dict[str, Any], prefix: str, head: str) -> Path:
+    """Write the text model inside a multimodal checkpoint."""
+    written = []
+    for source in sources(shape, "hf"):
+        inner = source.name.removeprefix("model.")
+        name = head if source.name == "lm_head.weight" else prefix + inner
+        written.append(TensorSource(name, source.shape, source.dtype, source.load))
+    tower = TensorSource(
+        "vision_tower.patch_conv.weight", (2, 2), np.dtype(np.float32), lambda: np.ones((2, 2), "f")
+    )
+    safetensors_file.write_safetensors(folder, [*written, tower])
+    text = hf_config.hf_config(shape, "float32")
+    write_config(folder, {"model_type": "mistral3", "text_config": text, "vision_config": {}})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("prefix", "head"),
+    [
+        ("language_model.model.", "language_model.lm_head.weight"),
+        ("model.language_model.", "lm_head.weight"),
+    ],
+)
+def test_the_text_model_of_a_multimodal_checkpoint_is_seen_alone(
+    tmp_path: Path, prefix: str, head: str
+) -> None:
+    shape = VARIANTS["ministral3"] | {"tied_head": False}
+    weights = detect.open_weights(nested(tmp_path, shape, prefix, head))
+    assert complete(weights.decoder_config()) == shape
+    assert len(weights.entries()) == len(weights.names())
+    assert weights.left_out == ["vision_tower.patch_conv.weight"]
+    assert weights.tensor("model.norm.weight").shape == (32,)
+
+
+def fp8_folder(folder: Path, scale: np.ndarray, *, layout: str = "hf") -> np.ndarray:
+    """Replace one weight by FP8 and a scale; return its FP8 numbers."""
+    shape = VARIANTS["full"]
+    is_hf = layout == "hf"
+    name = "model.layers.0.mlp.up_proj.weight" if is_hf else "layers.0.feed_forward.w3.weight"
+    beside = f"{name}_scale_inv" if is_hf else name.removesuffix("weight") + "qscale_weight"
+    numbers = np.random.default_rng(1).normal(size=(64, 32)).astype(ml_dtypes.float8_e4m3fn)
+    written = [
+        TensorSource(name, (64, 32), numbers.dtype, lambda: numbers) if item.name == name else item
+        for item in sources(shape, layout)
+    ]
+    written.append(TensorSource(beside, scale.shape, scale.dtype, lambda: scale))
+    if is_hf:
+        safetensors_file.write_safetensors(folder, written)
+        quantization = {"quant_method": "fp8", "weight_block_size": None}
+        config = hf_config.hf_config(shape, "bfloat16") | {"quantization_config": quantization}
+        write_config(folder, config)
+    else:
+        safetensors_file.write_safetensors_file(folder / "consolidated.safetensors", written)
+        params = params_config.params_json(shape) | {
+            "quantization": {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}
+        }
+        (folder / "params.json").write_text(json.dumps(params))
+    return numbers.astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", ["hf", "consolidated"])
+@pytest.mark.parametrize("blocks", [(), (1, 1), (2, 4)])
+def test_fp8_weights_come_multiplied_by_their_scales(
+    tmp_path: Path, layout: str, blocks: tuple[int, ...]
+) -> None:
+    scale = np.random.default_rng(2).uniform(0.5, 2.0, blocks).astype(np.float32)
+    numbers = fp8_folder(tmp_path, scale, layout=layout)
+    weights = detect.open_weights(tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    name = name if layout == "hf" else "layers.0.feed_forward.w3.weight"
+    grid = scale.reshape(blocks or (1, 1))
+    wide = np.kron(grid, np.ones((64 // grid.shape[0], 32 // grid.shape[1])))
+    found = weights.tensor(name)
+    assert found.dtype == ml_dtypes.bfloat16 and weights.dtype_name(name) == "bfloat16"
+    np.testing.assert_allclose(found.astype(np.float32), numbers * wide, rtol=2**-8)
+    assert weights.left_out == []
+    assert len(weights.entries()) == len(weights.names())
+
+
+def test_an_fp8_weight_without_its_scale_is_named(tmp_path: Path) -> None:
+    fp8_folder(tmp_path, np.ones((3, 5, 7), np.float32))
+    with pytest.raises(ValueError, match=r"up_proj.weight.*scale of shape \(3, 5, 7\)"):
+        detect.open_weights(tmp_path).tensor("model.layers.0.mlp.up_proj.weight")
