@@ -248,6 +248,14 @@ def test_every_preset_is_named_in_the_table(name):
     assert f"`{name}`" in CONFIGURATION.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_has_its_line_on_the_parity_page(name: str) -> None:
+    lines = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in lines if f"| `{name}` |" in line]
+    assert presets.RELEASES[name].title in row
+    assert row.count("|") == 7
+
+
 def test_control_questions_are_60_different_sound_chats():
     with QUESTIONS.open("rb") as stream:
         documents = list(jsonl.read_jsonl(QUESTIONS.name, stream, Limits()))
