@@ -25,6 +25,7 @@ locks:
 	$(LOCK) $(UPGRADE) setup.cfg -o requirements/core.lock
 	$(FROM_CORE) $(UPGRADE) --extra test -o requirements/test.lock
 	$(FROM_CORE) $(UPGRADE) --extra data -o requirements/data.lock
+	$(FROM_CORE) $(UPGRADE) --extra stores -o requirements/stores.lock
 	$(FROM_CORE) $(UPGRADE) --extra cuda -o requirements/cuda13.lock
 	$(FROM_CORE) $(UPGRADE) --extra cuda12 -o requirements/cuda12.lock
 	$(FROM_CORE) $(UPGRADE) --extra tpu -o requirements/tpu.lock

@@ -17,5 +17,5 @@ def decoder_of_run(run: run_config.RunConfig) -> DecoderConfig:
     if known is not None:
         return known
     weights = str(run.model.weights)
-    fields = detect.open_weights(locate.local_path(weights)).decoder_config()
+    fields = detect.open_weights(locate.headers_path(weights)).decoder_config()
     return load.validate(fields, DecoderConfig, where=weights)

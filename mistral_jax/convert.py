@@ -4,6 +4,7 @@ A checkpoint that is only converted streams from file to file; nothing is put on
 the parity number.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from mistral_jax import artifact
 from mistral_jax import export
 from mistral_jax import tokenizers
+from mistral_jax.formats import hub
 from mistral_jax.formats import locate
 from mistral_jax.formats import safetensors_file
 from mistral_jax.models import readers
@@ -20,26 +22,31 @@ from mistral_jax.models import weights
 def export_model(source: str, destination: str, *, format: str, dtype: str) -> export.Exported:
     """Write a checkpoint or a run's model in another format, and measure the reload.
 
+    Args:
+        source: a run directory, or weights wherever formats/locate.py finds them.
+        destination: a folder, for gguf also a file; on this machine, in s3:// or gs://.
+        format: hf, consolidated, gguf or peft.
+        dtype: of the weights; see export.write_model.
+
     Raises:
         ValueError: bad source, or a format that cannot hold the model.
     """
     path = locate.local_path(source)
     if artifact.is_run(path):
-        return export_artifact(
-            artifact.load_run(path, compute="float32"), Path(destination),
-            format=format, dtype=dtype,
-        )  # fmt: skip
+        loaded = artifact.load_run(path, compute="float32")
+        return export_artifact(loaded, destination, format=format, dtype=dtype)
     if format == "peft":
         raise ValueError(f"{source}: a checkpoint has no adapter; peft exports a run directory")
     reader = artifact.weights_reader(path)
+    name = locate.short_name(source)
     return _write_and_check(
-        reader, Path(destination), format, dtype, tokenizers.load_tokenizer(path), path.stem
+        reader, destination, format, dtype, tokenizers.load_tokenizer(path), name
     )
 
 
 def export_artifact(
     model: artifact.Artifact,
-    destination: Path,
+    destination: str | Path,
     *,
     format: str,
     dtype: str,
@@ -49,7 +56,7 @@ def export_artifact(
 
     Args:
         model: what to write.
-        destination: folder, or a .gguf file.
+        destination: folder, or a .gguf file; on this machine, in s3:// or gs://.
         format: hf, consolidated, gguf or peft.
         dtype: of the weights; see export.write_model.
         expected: the model's reference logits, where the caller has them already.
@@ -67,24 +74,27 @@ def export_artifact(
         raise ValueError("this model has no adapter; export it as hf, consolidated or gguf")
     config = model.definition.config
     trained = {path: model.params[path] for path in model.definition.trainable_paths()}
-    base_name = str(model.weights_path or "")
-    exported = export.write_adapter(trained, config, adapter, destination, base_model=base_name)
     base = (
         readers.TreeReader(model.params, config)
         if model.weights_path is None
         else artifact.weights_reader(model.weights_path)
     )
-    if expected is None:
-        expected = export.reference_logits(model.reader(), config)
-    return export.with_parity(exported, expected, export.reload_logits(exported, base))
+    with locate.writable_path(destination) as path:
+        exported = export.write_adapter(
+            trained, config, adapter, path, base_model=_base_name(model)
+        )
+        if expected is None:
+            expected = export.reference_logits(model.reader(), config)
+        found = export.reload_logits(exported, base)
+    return _named(export.with_parity(exported, expected, found), path, destination)
 
 
 def import_checkpoint(source: str, destination: str, *, dtype: str) -> export.Exported:
     """Write a checkpoint in the layout that loads fastest here: Hugging Face safetensors.
 
     Args:
-        source: any supported format.
-        destination: a folder.
+        source: any supported format, wherever formats/locate.py finds it.
+        destination: a folder, on this machine, in s3:// or gs://.
         dtype: a number format, or "checkpoint" for the source's own (quantised: bfloat16).
     """
     path = locate.local_path(source)
@@ -92,9 +102,8 @@ def import_checkpoint(source: str, destination: str, *, dtype: str) -> export.Ex
     if dtype == "checkpoint":
         found = reader.dtype("embed/embedding")
         dtype = str(found) if weights.detect.open_weights(path).kind != "gguf" else "bfloat16"
-    return _write_and_check(
-        reader, Path(destination), "hf", dtype, tokenizers.load_tokenizer(path), path.stem
-    )
+    name = locate.short_name(source)
+    return _write_and_check(reader, destination, "hf", dtype, tokenizers.load_tokenizer(path), name)
 
 
 def compare(first: str, second: str) -> float:
@@ -122,20 +131,40 @@ def compare(first: str, second: str) -> float:
 
 def _write_and_check(
     reader: readers.ParamReader,
-    destination: Path,
+    destination: str | Path,
     format: str,
     dtype: str,
     tokenizer: tokenizers.Tokenizer,
     name: str,
     expected: np.ndarray | None = None,
 ) -> export.Exported:
-    if (destination / safetensors_file.INDEX_NAME).exists() or (
-        destination.is_dir() and any(destination.glob("*.safetensors"))
-    ):
-        raise ValueError(f"{destination}: holds weights already; choose another folder")
-    exported = export.write_model(
-        reader, destination, format=format, dtype=dtype, tokenizer=tokenizer, name=name
-    )
-    if expected is None:
-        expected = export.reference_logits(reader, reader.config)
-    return export.with_parity(exported, expected, export.reload_logits(exported))
+    with locate.writable_path(destination) as path:
+        if (path / safetensors_file.INDEX_NAME).exists() or (
+            path.is_dir() and any(path.glob("*.safetensors"))
+        ):
+            raise ValueError(f"{path}: holds weights already; choose another folder")
+        exported = export.write_model(
+            reader, path, format=format, dtype=dtype, tokenizer=tokenizer, name=name
+        )
+        if expected is None:
+            expected = export.reference_logits(reader, reader.config)
+        # A bucket gets only what has been read back.
+        found = export.reload_logits(exported)
+    return _named(export.with_parity(exported, expected, found), path, destination)
+
+
+def _named(exported: export.Exported, path: Path, destination: str | Path) -> export.Exported:
+    """Return the export under the name that was asked for, where it went to a bucket."""
+    if not locate.is_remote(destination):
+        return exported
+    below = Path(exported.path).relative_to(path).as_posix()
+    uri = str(destination).rstrip("/")
+    return dataclasses.replace(exported, path=uri if below == "." else f"{uri}/{below}")
+
+
+def _base_name(model: artifact.Artifact) -> str:
+    """Return what an adapter calls its base: the Hub's name, or where it lies here."""
+    uri = model.run.model.weights if model.run is not None else None
+    if uri is not None and uri.startswith("hf://"):
+        return hub.parse(uri).name
+    return str(model.weights_path or "")

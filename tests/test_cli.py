@@ -473,8 +473,13 @@ def test_process_says_one_sentence_and_exits_2_or_3() -> None:
     assert done.stderr.splitlines() == [
         f"error: {CONFIG}: optimizer.max_step: unknown key; did you mean optimizer.max_steps?"
     ]
-    done, _ = start("--debug", "plan", str(CONFIG), "optimizer.max_step=3")
-    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_debug_shows_the_traceback_wherever_it_stands(call, place: int) -> None:
+    words = ["plan", CONFIG, "optimizer.max_step=3"]
+    with pytest.raises(ValueError, match="unknown key"):
+        call(*words[:place], "--debug", *words[place:])
 
 
 def test_schema_is_json() -> None:

@@ -39,6 +39,7 @@ JAX_FAMILY = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 
 # Third-party package -> the only places that import it (a path, or a folder with its slash).
 ONLY_IN = {
+    "huggingface_hub": ("mistral_jax/formats/hub.py",),
     "boto3": ("mistral_jax/storage.py", "mistral_jax/storage/", "launch/ec2.py"),
     "botocore": ("mistral_jax/storage.py", "mistral_jax/storage/", "launch/ec2.py"),
     "gcsfs": ("mistral_jax/storage.py", "mistral_jax/storage/"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from mistral_jax import rng
 from mistral_jax import sharding
 from mistral_jax import tokenizers
 from mistral_jax.config import load
+from mistral_jax.formats import peft
+from mistral_jax.formats.tensor_source import TensorSource
 from mistral_jax.inspect import documents
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
@@ -30,6 +33,7 @@ CHAT = {
         {"role": "assistant", "content": "Forty metres, and cold."},
     ]
 }
+BYTES = tokenizers.load_tokenizer("bytes")
 DECODER = tiny.decoder(384)
 
 
@@ -148,6 +152,44 @@ def test_jsonl_is_shown_as_it_would_be_trained(prepared: Path) -> None:
     assert "Forty metres, and cold." in "".join(coloured(text, GREEN))
     assert "kept out: lake.jsonl#3" in text
     assert '"messages" is empty' in text
+
+
+def test_jsonl_tokens_are_those_that_prepare_makes(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"text": "a   \r\nb\u200b   "}) + "\n" + json.dumps({"text": "c"}))
+    made = prepare.prepare(path, tmp_path / "out", tokenizer=tokenizers.load_tokenizer("bytes"))
+    tokens = sum(split["tokens"] for split in made.manifest["splits"].values())
+    assert re.search(rf"\btokens\W+{tokens}\b", shown(path))
+
+
+def test_a_terminal_gets_none_of_the_datas_commands(tmp_path: Path) -> None:
+    command = "\x1b]0;owned\x07\x1b[2J"
+    path = tmp_path / f"{command}.jsonl"
+    lines = [{"text": f"a{command}"}, {f"k{command}": 1}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    text = shown(path, has_colour=True)
+    assert "k\\x1b]0;owned" in text
+    assert "\x1b]" not in text
+    assert "\x1b[2J" not in text
+    spelled = documents.mask_text(
+        np.array(list(command.encode())), np.ones(len(command), np.int8), BYTES
+    )
+    assert spelled.plain == "\\x1b]0;owned\\x07\\x1b[2J"
+
+
+def test_a_peft_adapter_is_described(tmp_path: Path) -> None:
+    settings = peft.AdapterSettings(4, 8.0, 0.0, ("q_proj",), "a/base")
+    zeros = TensorSource("a.lora_A", (4, 2), np.dtype("f4"), lambda: np.zeros((4, 2), np.float32))
+    peft.write_adapter(tmp_path, settings, [zeros])
+    text = shown(tmp_path)
+    for said in ("adapter, peft", "a/base", "4, 8", "q_proj"):
+        assert said in text
+
+
+def test_a_manifest_that_lacks_its_parts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"version": 1, "splits": {}}')
+    with pytest.raises(ValueError, match="the data manifest lacks counts"):
+        shown(tmp_path)
 
 
 def test_mask_text_keeps_a_letter_of_several_bytes_whole() -> None:

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from mistral_jax import storage
+from mistral_jax.storage.local import umask
 
 
 def test_what_is_written_is_read_by_path_and_by_uri(tmp_path):
@@ -18,7 +19,7 @@ def test_what_is_written_is_read_by_path_and_by_uri(tmp_path):
     assert storage.digest(target) == hashlib.sha256(b"two").hexdigest()
     with storage.open_read(target) as file:
         assert file.read(1) == b"t"
-    assert target.stat().st_mode & 0o777 == 0o666 & ~storage._umask()
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask()
 
 
 def test_a_failed_write_leaves_what_was_there_and_no_litter(tmp_path):

@@ -1,4 +1,4 @@
-"""What is this? A checkpoint of any format, a run directory, prepared data, or a JSONL of chats.
+"""What is this? A checkpoint of any format, an adapter, a run, prepared data, or a JSONL of chats.
 
 Reads headers, manifests and logs only, and starts no backend.
 """
@@ -9,14 +9,15 @@ from rich.console import Console
 
 from data_pipelines import sources
 from mistral_jax.formats import locate
+from mistral_jax.formats import peft
 from mistral_jax.inspect import documents
 from mistral_jax.inspect import model
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 EXPECTED = (
-    "a checkpoint (a folder, a .safetensors or a .gguf file), a run directory, a prepared data "
-    "folder, or a .jsonl file"
+    "a checkpoint (a folder, a .safetensors or a .gguf file), a PEFT adapter, a run directory, a "
+    "prepared data folder, or a .jsonl file"
 )
 
 
@@ -30,7 +31,8 @@ def show(
     """Print what lies at a path.
 
     Args:
-        path: see EXPECTED; `package:NAME` is an installed package that carries its model.
+        path: see EXPECTED; also package:NAME, hf://, s3:// and gs:// of a checkpoint, of which
+            only headers and text files are fetched.
         num_rows: documents to show of data.
         tokenizer: spells the tokens of data; by default the one that prepared it, where its name
             says where it is (a .jsonl file: bytes).
@@ -40,8 +42,8 @@ def show(
         ValueError: nothing that we know lies there, or it is damaged; the message says what.
     """
     console = console or Console()
-    is_package = str(path).startswith(f"{locate.PACKAGE_SCHEME}:")
-    where = locate.local_path(str(path)) if is_package else Path(path).expanduser()
+    is_uri = locate.scheme_of(path) is not None
+    where = locate.headers_path(path, has_text=True) if is_uri else Path(path).expanduser()
     if not where.exists():
         raise ValueError(f"{where}: nothing is there; expected {EXPECTED}")
     if (where / "config.yaml").is_file():
@@ -50,6 +52,8 @@ def show(
         documents.show_prepared(where, num_rows, tokenizer, console)
     elif where.suffix in JSONL_SUFFIXES:
         documents.show_jsonl(where, num_rows, tokenizer or "bytes", console)
+    elif (where / peft.CONFIG_NAME).is_file():
+        model.show_adapter(where, console)
     elif _may_hold_weights(where):
         model.show_checkpoint(where, console)
     else:

@@ -12,10 +12,13 @@ from mistral_jax import metrics
 from mistral_jax import tokenizers
 from mistral_jax.config import load
 from mistral_jax.config import run as run_config
+from mistral_jax.config.model import DecoderConfig
 from mistral_jax.formats import detect
 from mistral_jax.formats import locate
+from mistral_jax.formats import peft
 from mistral_jax.inspect import documents
 from mistral_jax.inspect import table
+from mistral_jax.inspect import version
 
 SPARK_WIDTH = 48
 
@@ -32,6 +35,7 @@ def show_checkpoint(path: Path, console: Console) -> None:
     formats = ", ".join(
         f"{kind} {count / max(total, 1):.1%}" for kind, count in by_format.most_common()
     )
+    tokenizer, tokenizer_line = _tokenizer_beside(path)
     rows = {
         "kind": f"checkpoint, {weights.kind}",
         "path": str(weights.path),
@@ -39,7 +43,7 @@ def show_checkpoint(path: Path, console: Console) -> None:
         "tensors": f"{len(names):,}",
         "number formats": formats,
         "size on disk": table.format_size(table.files_size_bytes(weights.path)),
-        "tokenizer": _tokenizer_line(path),
+        "tokenizer": tokenizer_line,
     }
     try:
         decoder = weights.decoder_config()
@@ -47,17 +51,47 @@ def show_checkpoint(path: Path, console: Console) -> None:
         console.print(table.two_columns(path.name, rows))
         console.print(f"our decoder does not run it: {error}", style="yellow", markup=False)
         return
-    console.print(table.two_columns(path.name, rows | {"decoder": table.one_line(decoder)}))
+    rows |= {"decoder": table.one_line(decoder)}
+    if weights.left_out:
+        rows["left out"] = f"{len(weights.left_out):,} tensors beside the text model"
+    config = load.validate(decoder, DecoderConfig, where=str(path))
+    is_mistrals = isinstance(tokenizer, tokenizers.MistralCommonTokenizer)
+    found = version.identify(
+        config,
+        tokenizer_format=tokenizer.version.value if is_mistrals else None,
+        tokenizer_size=None if tokenizer is None else tokenizer.vocab_size,
+    )
+    console.print(table.two_columns(path.name, {"model": found.title} | rows))
+    for sentence in found.contradictions:
+        console.print(f"contradiction: {sentence}", style="yellow", markup=False)
 
 
-def _tokenizer_line(path: Path) -> str:
+def show_adapter(folder: Path, console: Console) -> None:
+    """Print what a PEFT adapter's settings tell."""
+    adapter = peft.AdapterFile(folder)
+    settings = adapter.settings
+    sizes = {name: adapter.tensor(name).size for name in adapter.names()}
+    rows = {
+        "kind": "adapter, peft",
+        "base model": settings.base_model or "not named",
+        "rank, alpha": f"{settings.rank}, {settings.alpha:g}",
+        "target modules": ", ".join(settings.target_modules),
+        "parameters": f"{sum(sizes.values()):,}",
+        "tensors": f"{len(sizes):,}",
+        "size on disk": table.format_size(table.files_size_bytes(folder)),
+    }
+    console.print(table.two_columns(folder.name, rows))
+
+
+def _tokenizer_beside(path: Path) -> tuple[tokenizers.Tokenizer | None, str]:
+    """Return the tokenizer that lies beside a checkpoint, and what to say of it."""
     folder = path if path.is_dir() or path.suffix == ".gguf" else path.parent
     try:
         found = tokenizers.load_tokenizer(folder)
     except ValueError as error:
-        return f"none ({error})"
+        return None, f"none ({error})"
     template = "with" if found.chat_template is not None else "without"
-    return f"{found.name}, {found.vocab_size:,} tokens, {template} a chat template"
+    return found, f"{found.name}, {found.vocab_size:,} tokens, {template} a chat template"
 
 
 def show_run(folder: Path, num_rows: int, tokenizer: str | None, console: Console) -> None:
@@ -131,4 +165,4 @@ def _tokenizer_of_run(run: run_config.RunConfig) -> str | None:
     if run.data.tokenizer != "auto":
         return run.data.tokenizer
     weights = run.model.weights
-    return "bytes" if weights is None else str(locate.local_path(weights))
+    return "bytes" if weights is None else str(locate.headers_path(weights, has_text=True))

@@ -1,19 +1,27 @@
 """What `inspect` says as a table of two columns, and how it spells sizes and config nodes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Return text with control characters spelled out: a terminal would obey them."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
 
 def two_columns(title: str, rows: dict[str, str]) -> Table:
     """Return names and values under a title."""
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table = Table(title=Text(visible(title)), title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(visible(name)), Text(visible(value)))
     return table
 
 

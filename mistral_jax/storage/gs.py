@@ -1,0 +1,138 @@
+"""Objects in Google Cloud Storage, or in an emulator (STORAGE_EMULATOR_HOST).
+
+gcsfs is imported when the first gs:// URI is used, and credentials come from its usual places.
+"""
+
+import base64
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from typing import BinaryIO
+
+from mistral_jax.storage import base
+
+
+class GsStorage:
+    """Objects in Google Cloud Storage."""
+
+    def __init__(self) -> None:
+        """Make a file system."""
+        try:
+            import gcsfs
+        except ImportError:
+            raise base.StorageError(
+                "gs:// needs gcsfs, which is not installed; "
+                "run: MISTRAL_JAX_LOCKS=data ./run doctor"
+            ) from None
+        with _explained("gs://"):
+            # A listing that was kept would hide what another process has written since.
+            self._files = gcsfs.GCSFileSystem(use_listings_cache=False)
+
+    def open_read(self, uri: str) -> BinaryIO:
+        """Open an object for reading."""
+        with _explained(uri):
+            return io.BufferedReader(self._files.open(uri, "rb"))  # pyright: ignore
+
+    def read_range(self, uri: str, start: int, size: int, version: str) -> bytes:
+        """Return a part of an object; the caller compares versions when it has all of it."""
+        with _explained(uri):
+            raw = self._files.cat_file(uri, start=start, end=start + size) if size else b""
+        assert isinstance(raw, bytes)
+        return raw
+
+    def write(self, uri: str, data: bytes, *, only_if_absent: bool = False) -> None:
+        """Put an object; `only_if_absent` makes the store refuse when it exists."""
+        with _explained(uri):
+            try:
+                self._files.pipe_file(uri, data, mode="create" if only_if_absent else "overwrite")
+            except FileExistsError:
+                raise base.AlreadyExists(f"{uri}: exists already; nothing was written") from None
+
+    def upload(self, path: Path, uri: str, sha256: str) -> None:
+        """Put a file; it appears when its last piece has arrived."""
+        with _explained(uri):
+            self._files.put_file(str(path), uri, metadata={base.SHA256_KEY: sha256})
+
+    def size_bytes(self, uri: str) -> int | None:
+        """Return the size of an object; None when there is no such object."""
+        found = self._info(uri)
+        return None if found is None else int(found["size"])
+
+    def facts(self, uri: str) -> base.FileFacts | None:
+        """Return size, generation and the store's own digest."""
+        found = self._info(uri)
+        if found is None:
+            return None
+        version = str(found.get("generation") or found.get("etag"))
+        return base.FileFacts(int(found["size"]), version, _digest(found))
+
+    def list_files(self, uri: str) -> Iterator[str]:
+        """Yield the URIs of all objects under a prefix, sorted."""
+        with _explained(uri):
+            yield from sorted(f"gs://{name}" for name in self._files.find(uri))
+
+    def _info(self, uri: str) -> dict[str, Any] | None:
+        with _explained(uri):
+            try:
+                found = self._files.info(uri)
+            except FileNotFoundError:
+                return None
+        return found if found.get("type") == "file" else None
+
+
+def _digest(found: dict[str, Any]) -> str:
+    if sha256 := (found.get("metadata") or {}).get(base.SHA256_KEY):
+        return f"sha256:{sha256}"
+    # An object that was composed of others has no MD5.
+    for key, name in (("md5Hash", "md5"), ("crc32c", "crc32c")):
+        if found.get(key):
+            return f"{name}:{base64.b64decode(found[key]).hex()}"
+    return ""
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turn the libraries' errors into ours: what the user can change, and what may pass."""
+    import aiohttp
+    from gcsfs.retry import HttpError
+    from google.auth.exceptions import GoogleAuthError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise base.StorageError(f"{uri}: no such file or bucket") from error
+    except GoogleAuthError as error:
+        raise base.StorageError(
+            f"{uri}: no usable Google credentials ({error}); "
+            "run: gcloud auth application-default login"
+        ) from error
+    except HttpError as error:
+        if str(error.code) in ("401", "403"):
+            raise _refused(uri) from error
+        raise _unreachable(uri, error) from error
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise _unreachable(uri, error) from error
+    except OSError as error:
+        if isinstance(error, base.StorageUnreachable):
+            raise
+        if str(error).startswith("Forbidden"):
+            raise _refused(uri) from error
+        if error.errno is None:  # not this machine's disk: gcsfs's own
+            raise _unreachable(uri, error) from error
+        raise
+
+
+def _refused(uri: str) -> base.StorageError:
+    return base.StorageError(
+        f"{uri}: the store refuses access; use an account that may read and write there "
+        "(gcloud auth application-default login)"
+    )
+
+
+def _unreachable(uri: str, error: Exception) -> base.StorageUnreachable:
+    return base.StorageUnreachable(
+        f"{uri}: the store does not answer, or broke off ({error}); check the network, then run "
+        "the same command again"
+    )
