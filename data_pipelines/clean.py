@@ -8,7 +8,7 @@ import unicodedata
 
 from data_pipelines.documents import Document
 
-CLEAN_VERSION = 2
+CLEAN_VERSION = 3
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe\uffff]")
 LINE_END = re.compile("\r\n|[\r\v\f\x85]")
 MANY_BLANK_LINES = re.compile(r"\n{4,}")

@@ -1,28 +1,44 @@
-"""JSONL to documents: `messages`, `prompt`/`completion` or `text` on each line.
+"""JSONL to documents: `messages`, `prompt`/`completion`, `prefix`/`suffix`/`middle`, or `text`.
 
 Lines are read with a cap and parsed strictly; a bad line is a Reject with file, line and reason,
-and the lines after it are still read.
+and the lines after it are still read. jsonl_messages.py reads the messages and tools of a chat.
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from typing import BinaryIO
 
+from data_pipelines import jsonl_messages
 from data_pipelines.documents import Document
 from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
+from data_pipelines.jsonl_messages import BadLine
 
-ROLES = ("system", "user", "assistant", "tool")
-SHAPES = '"messages", "prompt" and "completion", or "text"'
+SHAPES = '"messages", "prompt" and "completion", "prefix", "suffix" and "middle", or "text"'
 
 
-class _BadLine(ValueError):
-    """Why a line is refused: a short kind and a sentence."""
+@dataclass(frozen=True, slots=True)
+class ToolChat(Document):
+    """A chat whose assistant may call functions.
 
-    def __init__(self, kind: str, message: str):
-        super().__init__(message)
-        self.kind = kind
+    Attributes:
+        tools: their definitions, `{"type": "function", "function": {"name": ..., ...}}`.
+    """
+
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Infill(Document):
+    """A text with a gap: `prompt` stands before it, `completion` is what belongs into it.
+
+    Attributes:
+        suffix: what stands behind the gap.
+    """
+
+    suffix: str = ""
 
 
 def read_jsonl(name: str, stream: BinaryIO, limits: Limits) -> Iterator[Document | Reject]:
@@ -43,7 +59,7 @@ def read_jsonl(name: str, stream: BinaryIO, limits: Limits) -> Iterator[Document
             continue
         try:
             yield _document(where, line)
-        except _BadLine as bad:
+        except BadLine as bad:
             yield Reject(where, bad.kind, str(bad))
     if not seen:
         yield Reject(name, "empty", "holds no lines")
@@ -52,22 +68,25 @@ def read_jsonl(name: str, stream: BinaryIO, limits: Limits) -> Iterator[Document
 def _document(where: str, line: bytes) -> Document:
     row = _parse(line)
     if not isinstance(row, dict):
-        raise _BadLine("bad_schema", f"expected an object, got {type(row).__name__}")
-    shapes = [key for key in ("messages", "completion", "text") if key in row]
+        raise BadLine("bad_schema", f"expected an object, got {type(row).__name__}")
+    shapes = [key for key in ("messages", "completion", "middle", "text") if key in row]
     if len(shapes) != 1:
         keys = ", ".join(sorted(map(str, row)))[:200]
-        raise _BadLine("bad_schema", f"expected {SHAPES}, got the keys {keys or '(none)'}")
-    for key in ("tools", "functions"):
-        if row.get(key):
-            raise _BadLine("bad_schema", f'"{key}" is not supported, and the chat depends on it')
+        raise BadLine("bad_schema", f"expected {SHAPES}, got the keys {keys or '(none)'}")
+    if row.get("functions"):
+        raise BadLine("bad_schema", '"functions" is not supported, and the chat depends on it')
     if shapes == ["messages"]:
-        messages = _messages(row["messages"])
-        _refuse_further_prompt(row, [each["content"] for each in messages])
-        return Document(where, "chat", messages=messages)
+        return _chat(where, row)
+    if row.get("tools"):
+        raise BadLine("bad_schema", '"tools" needs "messages"; beside others it has no place')
+    if shapes == ["middle"]:
+        return _infill(where, row, "prefix", "middle")
     if shapes == ["text"]:
         text = _string(row, "text")
         _refuse_further_prompt(row, [])
         return Document(where, "text", text=text)
+    if row.get("suffix"):  # the names of mistral-common's FIMRequest
+        return _infill(where, row, "prompt", "completion")
     return Document(
         where,
         "prompt_completion",
@@ -76,11 +95,32 @@ def _document(where: str, line: bytes) -> Document:
     )
 
 
-def _refuse_further_prompt(row: dict, said: list[str]) -> None:
+def _infill(where: str, row: dict, before: str, between: str) -> Infill:
+    if before != "prompt":
+        _refuse_further_prompt(row, [])
+    return Infill(
+        where,
+        "prompt_completion",
+        prompt=_string(row, before, may_be_blank=True),
+        completion=_string(row, between),
+        suffix=_string(row, "suffix", may_be_blank=True),
+    )
+
+
+def _chat(where: str, row: dict) -> Document:
+    messages = jsonl_messages.read_messages(row["messages"])
+    _refuse_further_prompt(row, [each["content"] for each in messages])
+    tools = jsonl_messages.read_tools(row.get("tools"))
+    if not tools:
+        return Document(where, "chat", messages=messages)
+    return ToolChat(where, "chat", messages=messages, tools=tools)
+
+
+def _refuse_further_prompt(row: dict, said: list[Any]) -> None:
     """Refuse a prompt that would be dropped; data sets repeat a chat's first message under it."""
     prompt = row.get("prompt")
     if prompt and prompt not in said:
-        raise _BadLine("bad_schema", '"prompt" needs a "completion"; beside others it has no place')
+        raise BadLine("bad_schema", '"prompt" needs a "completion"; beside others it has no place')
 
 
 def _parse(line: bytes) -> Any:
@@ -89,71 +129,30 @@ def _parse(line: bytes) -> Any:
             line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_without_duplicates
         )
     except UnicodeDecodeError as error:
-        raise _BadLine("not_utf8", f"byte {error.start} is not UTF-8") from None
+        raise BadLine("not_utf8", f"byte {error.start} is not UTF-8") from None
     except RecursionError:
-        raise _BadLine("bad_json", "nested too deeply") from None
+        raise BadLine("bad_json", "nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise _BadLine("bad_json", f"not JSON: {error.msg} at column {error.colno}") from None
-    except _BadLine:
+        raise BadLine("bad_json", f"not JSON: {error.msg} at column {error.colno}") from None
+    except BadLine:
         raise
     except ValueError as error:  # an integer of thousands of digits
-        raise _BadLine("bad_json", f"not usable JSON: {error}") from None
+        raise BadLine("bad_json", f"not usable JSON: {error}") from None
 
 
-def _messages(value: Any) -> tuple[dict[str, Any], ...]:
-    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-        raise _BadLine("bad_schema", '"messages" must be a list of objects')
-    if not value:
-        raise _BadLine("empty_chat", '"messages" is empty')
-    messages = []
-    for index, each in enumerate(value):
-        role = each.get("role")
-        if role not in ROLES:
-            raise _BadLine(
-                "bad_schema", f"messages[{index}].role must be one of {', '.join(ROLES)}: {role!r}"
-            )
-        for key in ("tool_calls", "function_call"):
-            if each.get(key):
-                raise _BadLine("bad_schema", f"messages[{index}].{key} is not supported")
-        content = _string(each, "content", may_be_blank=True, where=f"messages[{index}].")
-        messages.append({"role": role, "content": content, **_weight(each, index)})
-    if not any(each["role"] == "assistant" and each["content"].strip() for each in messages):
-        raise _BadLine("empty_chat", "no assistant message with text, so nothing to learn")
-    return tuple(messages)
-
-
-def _weight(message: dict, index: int) -> dict[str, int]:
-    """Return {"weight": 0} for an answer to leave out of the loss, {} for any other message."""
-    weight = message.get("weight")
-    allowed = (0, 1) if message["role"] == "assistant" else (0,)
-    if weight is not None and weight not in allowed:
-        raise _BadLine(
-            "bad_schema",
-            f"messages[{index}].weight of role {message['role']} must be "
-            f"{' or '.join(map(str, allowed))}, got {weight!r}",
-        )
-    return {"weight": 0} if weight == 0 and message["role"] == "assistant" else {}
-
-
-def _string(row: dict, key: str, *, may_be_blank: bool = False, where: str = "") -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise _BadLine("bad_schema", f'{where}"{key}" must be a string, got {type(value).__name__}')
+def _string(row: dict, key: str, *, may_be_blank: bool = False) -> str:
+    value = jsonl_messages.read_string(row, key)
     if not may_be_blank and not value.strip():
-        raise _BadLine("empty", f'{where}"{key}" is blank')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _BadLine("bad_json", f'{where}"{key}" holds half of a surrogate pair') from None
+        raise BadLine("empty", f'"{key}" is blank')
     return value
 
 
 def _refuse(constant: str) -> None:
-    raise _BadLine("bad_json", f"{constant} is not JSON")
+    raise BadLine("bad_json", f"{constant} is not JSON")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
     row = dict(pairs)
     if len(row) != len(pairs):
-        raise _BadLine("bad_json", "an object gives the same key twice")
+        raise BadLine("bad_json", "an object gives the same key twice")
     return row

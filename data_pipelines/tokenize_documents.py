@@ -2,16 +2,21 @@
 
 Text: begin token (where the model has one), text, end token; every token is a target. Prompt and
 completion: the same around both, encoded as one text where a token ends between them; only the
-completion and the end token are targets. Chats: what mistral_jax.templates renders, with its mask.
+completion and the end token are targets. Chats and gaps: what mistral_jax.templates renders, with
+its mask.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from data_pipelines import clean
+from data_pipelines import jsonl
+from data_pipelines import jsonl_messages
 from data_pipelines.documents import Document
 from data_pipelines.documents import Reject
 from mistral_jax import templates
@@ -37,13 +42,14 @@ class Tokenized:
 
 def tokenize_document(document: Document, tokenizer: tokenizers.Tokenizer) -> Tokenized | Reject:
     """Return a document cleaned and tokenized, or why it is of no use."""
-    document = clean.clean_document(document)
+    document = _clean(document)
     if not _says_something(document):
         return Reject(document.id, "empty", "nothing is left when control characters are removed")
     try:
         ids, mask = _encode(document, tokenizer)
     except templates.TemplateError as error:
-        return Reject(document.id, "bad_chat", str(error))
+        kind = "bad_infill" if isinstance(document, jsonl.Infill) else "bad_chat"
+        return Reject(document.id, kind, str(error))
     except tokenizers.EncodeError as error:
         return Reject(document.id, "not_tokenizable", str(error))
     tokens = np.asarray(ids, np.int64)
@@ -54,6 +60,25 @@ def tokenize_document(document: Document, tokenizer: tokenizers.Tokenizer) -> To
     return Tokenized(tokens, mask, _content_digest(document))
 
 
+def _clean(document: Document) -> Document:
+    """Return a document cleaned; of calls and tools nothing is changed, they are no prose."""
+    if isinstance(document, jsonl.Infill):
+        texts = (document.prompt, document.completion, document.suffix)
+        prompt, completion, suffix = map(clean.clean_turn, texts)
+        return replace(document, prompt=prompt, completion=completion, suffix=suffix)
+    if document.kind == "chat":
+        return replace(document, messages=tuple(map(_clean_message, document.messages)))
+    return clean.clean_document(document)
+
+
+def _clean_message(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": clean.clean_turn(content)}
+    parts = [{**part, part["type"]: clean.clean_turn(part[part["type"]])} for part in content]
+    return {**message, "content": parts}
+
+
 def _encode(
     document: Document, tokenizer: tokenizers.Tokenizer
 ) -> tuple[list[int], np.ndarray | None]:
@@ -62,7 +87,13 @@ def _encode(
         case "text":
             return tokenizer.encode(document.text, bos=tokenizer.add_bos, eos=True), None
         case "chat":
-            rendered = templates.render(document.messages, tokenizer)
+            tools = document.tools if isinstance(document, jsonl.ToolChat) else ()
+            rendered = templates.render(document.messages, tokenizer, tools)
+            return rendered.tokens, np.asarray(rendered.loss_mask, np.uint8)
+        case _ if isinstance(document, jsonl.Infill):
+            rendered = templates.render_infill(
+                document.prompt, document.suffix, document.completion, tokenizer
+            )
             return rendered.tokens, np.asarray(rendered.loss_mask, np.uint8)
         case _:
             head, tail = tokenizer.encode_parts(document.prompt, document.completion)
@@ -77,7 +108,7 @@ def _says_something(document: Document) -> bool:
             return bool(document.text.strip())
         case "chat":
             answers = (each for each in document.messages if each["role"] == "assistant")
-            return any(each["content"].strip() for each in answers)
+            return any(map(jsonl_messages.says_something, answers))
         case _:
             return bool(document.completion.strip())
 
@@ -87,9 +118,23 @@ def _content_digest(document: Document) -> bytes:
         case "text":
             content = document.text
         case "chat":
-            turns = [[each["role"], each["content"]] for each in document.messages]
-            unlearnt = [i for i, each in enumerate(document.messages) if each.get("weight") == 0]
-            content = json.dumps([turns, unlearnt] if unlearnt else turns, ensure_ascii=False)
+            content = json.dumps(_chat_content(document), ensure_ascii=False)
         case _:
-            content = json.dumps([document.prompt, document.completion], ensure_ascii=False)
+            texts = [document.prompt, document.completion]
+            if isinstance(document, jsonl.Infill):
+                texts.append(document.suffix)
+            content = json.dumps(texts, ensure_ascii=False)
     return hashlib.sha256(f"{document.kind}\n{content}".encode()).digest()
+
+
+def _chat_content(document: Document) -> list[Any]:
+    plain = ("role", "content")
+    turns, unlearnt = [], []
+    for index, message in enumerate(document.messages):
+        extra = {k: v for k, v in message.items() if k not in (*plain, "weight")}
+        turns.append([*(message[key] for key in plain), *([extra] if extra else [])])
+        if message.get("weight") == 0:
+            unlearnt.append(index)
+    if isinstance(document, jsonl.ToolChat):
+        return [turns, unlearnt, document.tools]
+    return [turns, unlearnt] if unlearnt else turns

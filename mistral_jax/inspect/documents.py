@@ -47,8 +47,7 @@ def show_prepared(folder: Path, num_rows: int, tokenizer: str | None, console: C
         )
     console.print(table.two_columns(str(folder), rows))
     for reject in rejects["first"][:REJECTS_SHOWN]:
-        line = f"kept out: {reject['id']}: {reject['reason']}"
-        console.print(line, style="yellow", markup=False, highlight=False)
+        _print_reject(Reject(**reject), console)
     train = sources.ArrayRecordSource(folder, "train")
     spelling = _spelling_of(prepared_by, tokenizer)
     for example in (train[index] for index in range(min(num_rows, len(train)))):
@@ -92,11 +91,10 @@ def show_jsonl(path: Path, num_rows: int, tokenizer: str, console: Console) -> N
                 made = tokenize_documents.tokenize_document(item, spelling)
             if isinstance(made, Reject):
                 counts[f"kept out, {made.kind}"] += 1
-                line = f"kept out: {made.id}: {made.reason}"
-                console.print(line, style="yellow", markup=False, highlight=False)
+                _print_reject(made, console)
                 continue
-            tokens, mask = made
-            mask = np.ones(len(tokens), np.int8) if mask is None else mask
+            tokens = made.tokens
+            mask = np.ones(len(tokens), np.int8) if made.mask is None else made.mask
             counts["documents"] += 1
             counts["tokens"] += len(tokens)
             counts["trained tokens"] += int(np.count_nonzero(mask[1:]))
@@ -108,6 +106,11 @@ def show_jsonl(path: Path, num_rows: int, tokenizer: str, console: Console) -> N
     )
 
 
+def _print_reject(reject: Reject, console: Console) -> None:
+    line = table.visible(f"kept out: {reject.id}: {reject.reason}")
+    console.print(line, style="yellow", markup=False, highlight=False)
+
+
 def _print_document(
     name: str,
     tokens: Integer[np.ndarray, " n"],
@@ -116,7 +119,8 @@ def _print_document(
     console: Console,
 ) -> None:
     trained = int(np.count_nonzero(mask))
-    console.print(f"\n[bold]{escape(name)}[/bold]: {len(tokens)} tokens, {trained} trained")
+    name = escape(table.visible(name))
+    console.print(f"\n[bold]{name}[/bold]: {len(tokens)} tokens, {trained} trained")
     text = mask_text(tokens[:TOKENS_SHOWN], mask[:TOKENS_SHOWN], tokenizer)
     if len(tokens) > TOKENS_SHOWN:
         text.append(f" ... {len(tokens) - TOKENS_SHOWN} more", style=OTHER_STYLE)
@@ -134,7 +138,7 @@ def mask_text(
     for is_trained, run in itertools.groupby(pairs, key=lambda pair: bool(pair[1])):
         ids = [token for token, _ in run]
         spelled = f"{' '.join(map(str, ids))} " if tokenizer is None else _spell(ids, tokenizer)
-        text.append(spelled, style=TRAINED_STYLE if is_trained else OTHER_STYLE)
+        text.append(table.visible(spelled), style=TRAINED_STYLE if is_trained else OTHER_STYLE)
     return text
 
 

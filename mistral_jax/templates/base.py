@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Message = Mapping[str, Any]
+Tool = Mapping[str, Any]
 
 
 class TemplateError(ValueError):

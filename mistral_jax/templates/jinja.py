@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 
 import jinja2
 from jinja2 import ext
@@ -18,9 +19,11 @@ from jinja2 import nodes
 from jinja2 import parser
 from jinja2 import sandbox
 
+from mistral_jax.templates import jinja_messages
 from mistral_jax.templates.base import Message
 from mistral_jax.templates.base import Rendered
 from mistral_jax.templates.base import TemplateError
+from mistral_jax.templates.base import Tool
 from mistral_jax.tokenizers import Tokenizer
 
 CHATML = (
@@ -48,14 +51,26 @@ class _Span:
     end_of_turn: str
 
 
-# How templates commonly trim a message before they place it.
+# How templates commonly trim a message, or quote a tool's result, before they place it.
 _TRIMS: tuple[Callable[[str], str], ...] = (
     lambda text: text,
     str.strip,
     str.rstrip,
     str.lstrip,
     lambda text: text.rstrip(" "),
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chat:
+    """What the template gets: messages with text as content, and tools."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Tool]
+
+    def until(self, stop: int) -> "_Chat":
+        return _Chat(self.messages[:stop], self.tools)
 
 
 class _GenerationBlock(ext.Extension):
@@ -97,18 +112,42 @@ class JinjaChat:
         spelled = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
 
-    def render(self, messages: Sequence[Message], learnt: Sequence[bool]) -> Rendered:
+    def render(
+        self, messages: Sequence[Message], learnt: Sequence[bool], tools: Sequence[Tool] = ()
+    ) -> Rendered:
         """Return the chat with the mask of the assistant's turns; `learnt[i]` is of message i."""
-        pieces = self._pieces(messages, add_generation_prompt=False)
-        return self._encode(pieces, self._spans(messages, pieces), learnt)
+        chat, pieces = self._chat(messages, tools, add_generation_prompt=False)
+        spans = self._spans(chat, pieces)
+        text = "".join(piece.text for piece in pieces)
+        for span in spans:
+            turn = text[span.start : span.end]
+            jinja_messages.refuse_missing_parts(turn, span.message, chat.messages[span.message])
+        return self._encode(pieces, spans, learnt)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        pieces = self._pieces(messages, add_generation_prompt=True)
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        chat, pieces = self._chat(messages, tools, add_generation_prompt=True)
         try:
-            spans = self._spans(messages, pieces)
+            spans = self._spans(chat, pieces)
         except TemplateError:
             spans = []  # a template without a sound mask can still be generated from
         return self._encode(pieces, spans, [False] * len(messages)).tokens
+
+    def _chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, add_generation_prompt: bool
+    ) -> tuple[_Chat, list[_Piece]]:
+        chat = _Chat(jinja_messages.prepare(messages), list(tools))
+        jinja_messages.refuse_control_tokens(chat.messages, tools, self._control)
+        pieces = self._pieces(chat, add_generation_prompt)
+        own = "".join(piece.text for piece in pieces if piece.message is None)
+        jinja_messages.refuse_missing_tools(own, tools)
+        placed = {piece.message for piece in pieces}
+        for index, message in enumerate(chat.messages):
+            if message["role"] == "tool" and index not in placed:
+                raise TemplateError(
+                    f"the chat template leaves out the tool's result, message {index}; this "
+                    f"model's format has no place for tools"
+                )
+        return chat, pieces
 
     def _encode(
         self, pieces: Sequence[_Piece], spans: Sequence[_Span], learnt: Sequence[bool]
@@ -133,32 +172,38 @@ class JinjaChat:
             mask += [False] * len(head) + [counts(cut)] * len(tail)
         return Rendered(tokens, mask)
 
-    def _text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _text(self, chat: _Chat, add_generation_prompt: bool) -> str:
         tokenizer = self._tokenizer
         ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
         spelling: dict[int | None, str] = {**tokenizer.spelling}
         named = {f"{name}_token": spelling.get(number, "") for name, number in ids.items()}
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages],
+                messages=[dict(message) for message in chat.messages],
+                tools=chat.tools or None,
                 add_generation_prompt=add_generation_prompt,
                 **named,
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise TemplateError(f"the chat template refuses this chat: {error}") from error
 
-    def _pieces(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[_Piece]:
+    def _pieces(self, chat: _Chat, add_generation_prompt: bool) -> list[_Piece]:
         """Split the rendered chat into the format's own text and the messages' text.
 
         Each content is replaced by a mark, so that the format shows; then the marks are filled and
         the result must be what the template makes of the chat itself.
         """
-        contents = [message.get("content") or "" for message in messages]
+        contents = [message["content"] for message in chat.messages]
         used = set("".join([*contents, self._source]))
         mark = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
-        marked = [{**m, "content": f"{mark}{i}{mark}"} for i, m in enumerate(messages)]
-        skeleton = re.split(f"{mark}([0-9]+){mark}", self._text(marked, add_generation_prompt))
-        text = self._text(messages, add_generation_prompt)
+        marked = [
+            # Templates ask whether a call has content beside it.
+            {**m, "content": f"{mark}{i}{mark}"} if m["content"] or not m.get("tool_calls") else m
+            for i, m in enumerate(chat.messages)
+        ]
+        template_text = self._text(_Chat(marked, chat.tools), add_generation_prompt)
+        skeleton = re.split(f"{mark}([0-9]+){mark}", template_text)
+        text = self._text(chat, add_generation_prompt)
         pieces, position = [_Piece(skeleton[0], None)], len(skeleton[0])
         is_same = text.startswith(skeleton[0]) and mark not in "".join(skeleton[::2])
         for index, after in zip(skeleton[1::2], skeleton[2::2], strict=True):
@@ -194,36 +239,69 @@ class JinjaChat:
         if run:
             yield start, run, None
 
-    def _spans(self, messages: Sequence[Message], pieces: Sequence[_Piece]) -> list[_Span]:
+    def _spans(self, chat: _Chat, pieces: Sequence[_Piece]) -> list[_Span]:
         """Return where each assistant's turn lies."""
-        text, spans, position = "".join(piece.text for piece in pieces), [], 0
         placed = [piece.message for piece in pieces]
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant" and placed.count(index) != 1:
-                raise TemplateError(
-                    f"the chat template places the assistant's message {index} "
-                    f"{placed.count(index)} times; a sound loss mask needs exactly one"
-                )
+        for index, message in enumerate(chat.messages):
+            is_bare_call = message.get("tool_calls") and not message["content"]
+            if message["role"] != "assistant" or is_bare_call or placed.count(index) == 1:
+                continue
+            raise TemplateError(
+                f"the chat template places the assistant's message {index} "
+                f"{placed.count(index)} times; a sound loss mask needs exactly one"
+            )
+        if any(message.get("tool_calls") for message in chat.messages):
+            return self._spans_with_calls(chat, pieces)
+        text, spans, position = "".join(piece.text for piece in pieces), [], 0
         for piece, after in zip(pieces, [*pieces[1:], _Piece("", None)], strict=True):
             position += len(piece.text)
             index = piece.message
-            if index is None or messages[index]["role"] != "assistant":
+            if index is None or chat.messages[index]["role"] != "assistant":
                 continue
-            prompt = self._text(messages[:index], True) if index else ""
-            if not text.startswith(prompt) or len(prompt) > position - len(piece.text):
-                raise TemplateError(
-                    f"the chat template's prompt before message {index} is not a prefix of the "
-                    f"whole chat, so the loss mask would be wrong; train on the last turn alone"
-                )
+            start = self._start(chat, index, text, position - len(piece.text))
             end = self._control.search(after.text)
             if end is None or after.text[: end.start()].strip():
-                raise TemplateError(
-                    f"the chat template puts no end-of-turn token after the assistant's message "
-                    f"{index}, so the model could not learn to stop"
-                )
-            spans.append(_Span(len(prompt), position + end.end(), index, end.group()))
+                raise _endless(index)
+            spans.append(_Span(start, position + end.end(), index, end.group()))
         self._check_ends(spans)
         return spans
+
+    def _spans_with_calls(self, chat: _Chat, pieces: Sequence[_Piece]) -> list[_Span]:
+        """Return the turns of a chat whose calls are the format's own text.
+
+        A turn ends with the last control token that the chat up to it has.
+        """
+        text, position = "".join(piece.text for piece in pieces), 0
+        controls: list[tuple[int, int, str]] = []
+        contents: dict[int, int] = {}
+        for piece in pieces:
+            if piece.message is not None:
+                contents[piece.message] = position
+            else:
+                found = self._control.finditer(piece.text)
+                controls += [(position + m.start(), position + m.end(), m.group()) for m in found]
+            position += len(piece.text)
+        spans = []
+        for index, message in enumerate(chat.messages):
+            if message["role"] != "assistant":
+                continue
+            start = self._start(chat, index, text, contents.get(index, len(text)))
+            until = self._text(chat.until(index + 1), False)
+            ends = [each for each in controls if start <= each[0] and each[1] <= len(until)]
+            if not text.startswith(until) or not ends or text[ends[-1][1] : len(until)].strip():
+                raise _endless(index)
+            spans.append(_Span(start, ends[-1][1], index, ends[-1][2]))
+        return spans
+
+    def _start(self, chat: _Chat, index: int, text: str, content_start: int) -> int:
+        """Return where an answer starts: behind the prompt that asks for it."""
+        prompt = self._text(chat.until(index), True) if index else ""
+        if not text.startswith(prompt) or len(prompt) > content_start:
+            raise TemplateError(
+                f"the chat template's prompt before message {index} is not a prefix of the "
+                f"whole chat, so the loss mask would be wrong; train on the last turn alone"
+            )
+        return len(prompt)
 
     def _check_ends(self, spans: Sequence[_Span]) -> None:
         """Refuse turns that end as no answer does: with the next turn's marker, for instance."""
@@ -235,6 +313,13 @@ class JinjaChat:
                     f"{span.end_of_turn!r}, but the last one with {spans[-1].end_of_turn!r}, so "
                     f"the model could not learn to stop; train on the last turn alone"
                 )
+
+
+def _endless(index: int) -> TemplateError:
+    return TemplateError(
+        f"the chat template puts no end-of-turn token after the assistant's message {index}, so "
+        f"the model could not learn to stop"
+    )
 
 
 def _raise(message: str) -> None:

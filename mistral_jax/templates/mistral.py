@@ -5,17 +5,23 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
+import pydantic
 from mistral_common.exceptions import MistralCommonException
-from mistral_common.protocol.instruct.messages import UATS
+from mistral_common.protocol.instruct.messages import ChatMessage
 from mistral_common.protocol.instruct.normalize import get_normalizer
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.protocol.instruct.validator import get_validator
+from mistral_common.tokens.tokenizers.base import TokenizerVersion
 
 from mistral_jax.templates.base import Message
 from mistral_jax.templates.base import Rendered
 from mistral_jax.templates.base import TemplateError
+from mistral_jax.templates.base import Tool
 from mistral_jax.tokenizers import MistralCommonTokenizer
+
+REASON_LETTERS = 300  # reasons quote what they refuse
 
 
 def render(
@@ -23,6 +29,7 @@ def render(
     tokenizer: MistralCommonTokenizer,
     mode: ValidationMode,
     learnt: Sequence[bool],
+    tools: Sequence[Tool] = (),
 ) -> Rendered:
     """Let mistral-common make the tokens; its per-message parts give the mask.
 
@@ -31,8 +38,11 @@ def render(
         tokenizer: decides the version of the format.
         mode: how strictly the chat is checked.
         learnt: of each message, whether it counts for the loss if it is an answer.
+        tools: what the assistant may call, as OpenAI spells it.
     """
     version, inner = tokenizer.version, tokenizer.text_tokenizer
+    if tools and version == TokenizerVersion.v1:  # mistral-common would leave them out
+        raise TemplateError("Mistral's format v1 has no place for tools; it came with v2")
     # A copy, because the recording below replaces methods on the instance.
     instruct: Any = copy.copy(tokenizer.mistral.instruct_tokenizer)
     parts: list[tuple[bool, int]] = []
@@ -50,13 +60,25 @@ def render(
         name = f"encode_{role}_message"
         setattr(instruct, name, recording(getattr(instruct, name), role == "assistant"))
     try:
-        request = ChatCompletionRequest[UATS].model_validate({"messages": list(messages)})
+        request = ChatCompletionRequest[ChatMessage].model_validate({
+            "messages": list(messages),
+            "tools": [MistralTool.from_openai(dict(tool)) for tool in tools] or None,
+        })  # fmt: skip
         get_validator(version, mode=mode).validate_request(request)
         normalizer = get_normalizer(version, inner.model_settings_builder)
         normalized = normalizer.from_chat_completion_request(request)
         tokens = instruct.encode_instruct(normalized).tokens
-    except (MistralCommonException, ValueError, NotImplementedError, AssertionError) as error:
-        raise TemplateError(f"not a chat of Mistral's format {version.value}: {error}") from error
+    except (
+        MistralCommonException,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        AssertionError,
+        RecursionError,  # deeply nested JSON, as text in a call's arguments or a tool's result
+    ) as error:
+        raise TemplateError(
+            f"not a chat of Mistral's format {version.value}: {_sentence(error)}"
+        ) from error
     answers = [learns for each, learns in zip(messages, learnt) if each["role"] == "assistant"]
     if not all(answers) and len(answers) != sum(is_loss for is_loss, _ in parts):
         raise TemplateError(
@@ -73,3 +95,12 @@ def render(
             f"this version of mistral-common is not supported"
         )
     return Rendered(tokens, mask)
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says in one line."""
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= REASON_LETTERS else f"{said[:REASON_LETTERS]} ..."

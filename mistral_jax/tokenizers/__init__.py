@@ -34,7 +34,8 @@ def load_tokenizer(uri_or_path: str | Path) -> Tokenizer:
     Args:
         uri_or_path: `bytes`, `mistral-common:v3` (or another name of `MISTRAL_COMMON_FILES`), a
             tokenizer.json, tekken.json, tokenizer.model* or .gguf file, or a checkpoint folder,
-            where Mistral's own files go before tokenizer.json.
+            where Mistral's own files go before tokenizer.json; also `package:NAME`, `hf://`,
+            `s3://` and `gs://` (see formats/locate.py).
 
     Raises:
         ValueError: nothing there that this module loads; the message says what it looked for.
@@ -51,8 +52,8 @@ def load_tokenizer(uri_or_path: str | Path) -> Tokenizer:
             )
         data = Path(str(resources.files("mistral_common") / "data"))
         return MistralCommonTokenizer(data / MISTRAL_COMMON_FILES[version], name=text)
-    is_package = text.startswith(f"{locate.PACKAGE_SCHEME}:")
-    path = locate.local_path(text) if is_package else Path(text).expanduser()
+    is_elsewhere = locate.scheme_of(text) is not None
+    path = locate.headers_path(text, has_text=True) if is_elsewhere else Path(text).expanduser()
     return _load_folder(path) if path.is_dir() else _load_file(path)
 
 

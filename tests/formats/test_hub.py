@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from mistral_jax import tokenizers
 from mistral_jax.formats import checkpoint_files
 from mistral_jax.formats import detect
 from mistral_jax.formats import hub
@@ -88,6 +89,13 @@ def test_headers_cost_no_weights(server):
     assert opened.decoder_config()["width"] == 32
     assert not (folder / "tokenizer.json").exists()
     assert (locate.headers_path(URI, has_text=True) / "tokenizer.json").is_file()
+
+
+def test_a_tokenizer_alone_is_fetched_without_weights(server):
+    found = tokenizers.load_tokenizer(URI)
+    assert found.encode("text") == tokenizers.load_tokenizer(locate.local_path(URI)).encode("text")
+    asked = server.paths[: next(i for i, path in enumerate(server.paths) if "00001" in path)]
+    assert any("tokenizer.json" in path for path in asked)
 
 
 def test_weights_that_are_here_serve_for_their_headers(server):
