@@ -4,6 +4,7 @@ Nothing is downloaded. Real interpreters and a real pip are used; only PATH, HOM
 index are arranged, and the index is a closed port of this machine.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -203,3 +204,17 @@ def test_a_wheel_carries_packages_configs_and_targets(tmp_path):
         if file.suffix in (".py", ".yaml", ".json", ".jsonl", ".html", ".css", ".js", ".jinja")
     }
     assert packed == expected
+    # Its plan, from its own folder, with none of the clone in sight.
+    unpack = [sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "site")]
+    subprocess.run(unpack, check=True)
+    shutil.copytree(tree / "configs" / "mistral_7b", tmp_path / "elsewhere")
+    code = "import launch; from mistral_jax import cli; print(launch.__path__[0]); exit(cli.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", "lora.yaml", "--target", "g5_2xlarge", "--json"],
+        cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    where, _, report = done.stdout.partition("\n")
+    assert where == str(tmp_path / "site" / "launch")
+    assert json.loads(report)["target"] == "g5_2xlarge"
