@@ -110,7 +110,7 @@ class StepFlops:
 
     Attributes:
         model: what the mathematics needs; MFU counts these.
-        recompute: what remat adds.
+        recompute: what remat adds, and experts that run without having been chosen.
     """
 
     model: float
@@ -135,12 +135,14 @@ def flops_per_token(
     # QK^T and PV: 2 FLOPs each per pair and channel; the backward pass is twice the forward.
     attention = 4 * decoder.num_layers * decoder.num_heads * decoder.head_width * visible
     model = per_weight * (layers + head) + 6 * low_rank + 3 * attention
+    # nn/moe.py runs every expert on every token.
+    idle = decoder.num_layers * sum(p.size * (p.copies - p.active) for p in projections(decoder))
     recompute = {
         "none": 0.0,
         "dots": attention,
-        "full": 2 * (layers + low_rank) + attention,
+        "full": 2 * (layers + idle + low_rank) + attention,
     }[remat]
-    return StepFlops(model, recompute)
+    return StepFlops(model, recompute + per_weight * idle)
 
 
 @dataclasses.dataclass(frozen=True)

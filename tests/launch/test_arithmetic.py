@@ -45,6 +45,14 @@ def test_active_parameters_of_a_mixture_are_the_published_ones(preset, count):
     assert arithmetic.active_parameter_count(presets.PRESETS[preset]) == count
 
 
+def test_experts_that_nobody_chose_cost_hardware_and_not_model_flops():
+    mixture = presets.PRESETS["mixtral_8x7b"]
+    flops = arithmetic.flops_per_token(mixture, NoAdapter(), 1, "none")
+    expert = 3 * 4096 * 14336
+    assert flops.recompute == 6 * 32 * 6 * expert
+    assert flops.hardware / flops.model == pytest.approx(46.7 / 12.88, rel=0.02)
+
+
 def test_biases_count_where_the_model_has_them():
     biased = MISTRAL.model_copy(update={"qkv_bias": True})
     extra = arithmetic.parameter_count(biased) - arithmetic.parameter_count(MISTRAL)
