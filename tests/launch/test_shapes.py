@@ -36,7 +36,10 @@ def test_hugging_face_folder_gives_its_shape(tmp_path):
         "hidden_act": "silu", "tie_word_embeddings": False,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tensors = {"lm_head.weight": np.zeros((128, 64), ml_dtypes.bfloat16)}
+    tensors = {
+        "lm_head.weight": np.zeros((128, 64), ml_dtypes.bfloat16),
+        "model.norm.weight": np.zeros((64,), ml_dtypes.bfloat16),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     decoder = shapes.decoder_of_run(run_with({"kind": "checkpoint", "weights": str(tmp_path)}))
     assert (decoder.num_layers, decoder.width, decoder.ffn.width) == (2, 64, 96)
