@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,7 +177,15 @@ def test_a_signal_saves_and_the_resumed_run_equals_the_whole_one_bit_for_bit(
         np.testing.assert_array_equal(second.state.params[path], value)
 
 
-def test_a_second_signal_acts_as_usual(tmp_path: Path) -> None:
+@pytest.fixture
+def restored_interrupt() -> Iterator[None]:
+    """Let Ctrl-C act as at a terminal: a shell's background jobs are started ignoring it."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+def test_a_second_signal_acts_as_usual(tmp_path: Path, restored_interrupt: None) -> None:
     def interrupt(batch: int) -> None:
         if batch == 1:
             os.kill(os.getpid(), signal.SIGINT)
