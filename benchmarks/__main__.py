@@ -14,6 +14,7 @@ ROWS = {
     "compile_time": ("compile_time.py",),
     "loader": ("loader.py",),
     "loop_overhead": ("loop_overhead.py",),
+    "import_model": ("import_model.py",),
     "lora_step_1x256_float32": ("lora_step.py", "--shape", "1x256", "--dtype", "float32"),
     "lora_step_2x512_float32": ("lora_step.py", "--shape", "2x512", "--dtype", "float32"),
     "lora_step_1x256_bfloat16": ("lora_step.py", "--shape", "1x256", "--dtype", "bfloat16"),

@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("destination", help="folder (or .gguf file) to write")
     export.add_argument("--format", required=True, choices=("hf", "consolidated", "gguf", "peft"))
     export.add_argument(
-        "--dtype", default="bfloat16", help="float32, float16, bfloat16; for gguf also q8_0"
+        "--dtype",
+        default="bfloat16",
+        help="float32, float16, bfloat16; for gguf also q8_0, or q4_k_m by llama.cpp's quantiser",
     )
     verify = _verb(verbs, "verify", _verify, "largest logit difference of two models")
     verify.add_argument("first")
@@ -240,10 +242,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _show(exported) -> None:
-    print(
-        f"{exported.path}: {exported.size_bytes / 2**20:.1f} MiB; "
-        f"largest logit difference after reload {exported.largest_logit_difference:.3g}"
-    )
+    print(exported.summary)
 
 
 def _verify(options: argparse.Namespace) -> int:

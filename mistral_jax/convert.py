@@ -38,10 +38,9 @@ def export_model(source: str, destination: str, *, format: str, dtype: str) -> e
     if format == "peft":
         raise ValueError(f"{source}: a checkpoint has no adapter; peft exports a run directory")
     reader = artifact.weights_reader(path)
+    tokenizer = _tokenizer_of(path, reader)
     name = locate.short_name(source)
-    return _write_and_check(
-        reader, destination, format, dtype, tokenizers.load_tokenizer(path), name
-    )
+    return _write_and_check(reader, destination, format, dtype, tokenizer, name)
 
 
 def export_artifact(
@@ -102,8 +101,9 @@ def import_checkpoint(source: str, destination: str, *, dtype: str) -> export.Ex
     if dtype == "checkpoint":
         found = reader.dtype("embed/embedding")
         dtype = str(found) if weights.detect.open_weights(path).kind != "gguf" else "bfloat16"
+    tokenizer = _tokenizer_of(path, reader)
     name = locate.short_name(source)
-    return _write_and_check(reader, destination, "hf", dtype, tokenizers.load_tokenizer(path), name)
+    return _write_and_check(reader, destination, "hf", dtype, tokenizer, name)
 
 
 def compare(first: str, second: str) -> float:
@@ -150,7 +150,25 @@ def _write_and_check(
             expected = export.reference_logits(reader, reader.config)
         # A bucket gets only what has been read back.
         found = export.reload_logits(exported)
+        if format == "gguf" and dtype != "float32":
+            exported = export.with_perplexity(exported, reader, tokenizer)
     return _named(export.with_parity(exported, expected, found), path, destination)
+
+
+def _tokenizer_of(path: Path, reader: readers.FileReader) -> tokenizers.Tokenizer:
+    """Load the tokenizer of a checkpoint, and check that the model has a row for every token.
+
+    Raises:
+        ValueError: there is none, or it has more tokens than the embedding has rows.
+    """
+    tokenizer = tokenizers.load_tokenizer(path)
+    if tokenizer.vocab_size > (rows := reader.config.vocab_size):
+        raise ValueError(
+            f"{path}: the tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens, but tensor "
+            f"{reader.foreign_name('embed/embedding')!r} only {rows} rows; put the model's own "
+            "tokenizer files there"
+        )
+    return tokenizer
 
 
 def _named(exported: export.Exported, path: Path, destination: str | Path) -> export.Exported:

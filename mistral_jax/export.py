@@ -11,6 +11,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from mistral_jax import export_checks
+from mistral_jax import llama_quantize
+from mistral_jax import modelfile
 from mistral_jax import tokenizers
 from mistral_jax.config import model as model_config
 from mistral_jax.formats import gguf_config
@@ -32,7 +35,13 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-GGUF_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+GGUF_KINDS = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "q8_0": "Q8_0",
+    "q4_k_m": "Q4_K_M",  # by llama.cpp's quantiser, from a GGUF file of ours
+}
 PARITY_TOKENS = 64
 
 
@@ -46,12 +55,32 @@ class Exported:
         size_bytes: of the weights.
         largest_logit_difference: against what was exported, over `PARITY_TOKENS` tokens, by
             reloading with our own readers in float32; None where it was not asked for.
+        float32_perplexity, perplexity: of `export_checks.TEXT`, by the model in float32 and by
+            the reload; of narrow GGUF files only, else None.
+        num_nonfinite: weights that are NaN or infinite.
     """
 
     format: str
     path: str
     size_bytes: int
     largest_logit_difference: float | None = None
+    float32_perplexity: float | None = None
+    perplexity: float | None = None
+    num_nonfinite: int = 0
+
+    @property
+    def summary(self) -> str:
+        """What it is and what it lost, in one line."""
+        line = f"{self.path}: {self.size_bytes / 2**20:.1f} MiB"
+        if self.largest_logit_difference is not None:
+            line += f"; largest logit difference after reload {self.largest_logit_difference:.3g}"
+        if self.perplexity is not None and self.float32_perplexity is not None:
+            change = self.perplexity / self.float32_perplexity - 1
+            line += (
+                f"; perplexity {self.perplexity:.6g} against {self.float32_perplexity:.6g} in "
+                f"float32 ({change:+.3%})"
+            )
+        return line
 
 
 def write_model(
@@ -69,12 +98,14 @@ def write_model(
         reader: where the numbers come from.
         destination: a folder; for gguf also a path that ends in .gguf.
         format: hf, consolidated or gguf.
-        dtype: of the weights: float32, float16, bfloat16; for gguf also q8_0.
+        dtype: of the weights: float32, float16, bfloat16; for gguf also q8_0, and q4_k_m where
+            llama.cpp's llama-quantize is on PATH.
         tokenizer: written beside or into it; None writes none.
         name: what a GGUF file calls itself.
 
     Raises:
         ValueError: a format or dtype that is not one of these, or that cannot hold the model.
+        OSError: llama-quantize failed.
     """
     allowed = GGUF_KINDS if format == "gguf" else DTYPES
     if format not in FORMATS[:3] or dtype not in allowed:
@@ -87,7 +118,8 @@ def write_model(
     fields = reader.config.model_dump()
     table = names.entries(reader.config, format)
     target = DTYPES[dtype]
-    sources = [_source(reader, entry, target) for entry in table]
+    nonfinite = export_checks.NonfiniteWeights()
+    sources = [_source(reader, entry, target, nonfinite) for entry in table]
     if format == "hf":
         config = hf_config.hf_config(fields, dtype)
         if tokenizer is not None:
@@ -102,7 +134,9 @@ def write_model(
         _write_json(destination / "params.json", params)
     if tokenizer is not None:
         tokenizer.save(destination)
-    return Exported(format, str(destination), sum(file.size_bytes for file in written))
+    size_bytes = sum(file.size_bytes for file in written)
+    num_nonfinite = nonfinite.warn(destination)
+    return Exported(format, str(destination), size_bytes, num_nonfinite=num_nonfinite)
 
 
 def write_adapter(
@@ -179,17 +213,35 @@ def open_reader(path: Path) -> readers.FileReader:
 
 def with_parity(exported: Exported, expected: np.ndarray, found: np.ndarray) -> Exported:
     """Return the export with the largest logit difference filled in."""
-    difference = float(np.max(np.abs(expected - found)))
+    difference = export_checks.largest_difference(expected, found)
     return dataclasses.replace(exported, largest_logit_difference=difference)
 
 
-def _source(reader: readers.ParamReader, entry: names.Entry, dtype: np.dtype) -> TensorSource:
+def with_perplexity(
+    exported: Exported, reader: readers.ParamReader, tokenizer: tokenizers.Tokenizer | None
+) -> Exported:
+    """Return the export with the perplexities of the model and of its reload filled in."""
+    tokens = export_checks.perplexity_tokens(tokenizer, reader.config)
+    return dataclasses.replace(
+        exported,
+        float32_perplexity=export_checks.perplexity(reader, tokens),
+        perplexity=export_checks.perplexity(open_reader(Path(exported.path)), tokens),
+    )
+
+
+def _source(
+    reader: readers.ParamReader,
+    entry: names.Entry,
+    dtype: np.dtype,
+    nonfinite: export_checks.NonfiniteWeights,
+) -> TensorSource:
     def load() -> np.ndarray:
         wide = names.to_foreign(reader.read(entry.path, entry.index), entry)
-        with np.errstate(over="ignore"):
-            narrow = wide.astype(dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            narrow = np.asarray(wide, dtype, order="C")
+        count = nonfinite.count(entry.foreign_name, narrow)
         # float16 ends at 65,504; bfloat16 reaches as far as float32.
-        if dtype == np.float16 and np.isinf(narrow).any():
+        if count and dtype == np.float16 and count > export_checks.count_nonfinite(wide):
             raise ValueError(
                 f"tensor {entry.foreign_name!r} has values beyond the range of float16; "
                 "export it as bfloat16 or float32"
@@ -207,13 +259,19 @@ def _write_gguf(
     tokenizer: tokenizers.Tokenizer | None,
     name: str,
 ) -> Exported:
-    kind = GGUF_KINDS[dtype]
-    path = destination if destination.suffix == ".gguf" else destination / f"{name}.{kind}.gguf"
+    own_dtype = dtype
+    if dtype == "q4_k_m":
+        llama_quantize.program()  # refused before anything is written
+        # What llama-quantize reads should have lost nothing.
+        is_bfloat16 = reader.dtype("embed/embedding") == DTYPES["bfloat16"]
+        own_dtype = "bfloat16" if is_bfloat16 else "float32"
+    label, kind = GGUF_KINDS[dtype], GGUF_KINDS[own_dtype]
+    path = destination if destination.suffix == ".gguf" else destination / f"{name}.{label}.gguf"
     metadata = gguf_config.gguf_metadata(reader.config.model_dump(), name=name, file_type=kind)
     if tokenizer is not None:
         metadata |= tokenizer.gguf_metadata()
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources = []
+    sources, nonfinite = [], export_checks.NonfiniteWeights()
     for entry in names.entries(reader.config, "gguf"):
         # llama.cpp wants norms, biases and routers in F32 whatever the weights are in.
         is_matrix = len(entry.shape) > 1 and not entry.path.endswith("router/kernel")
@@ -221,9 +279,19 @@ def _write_gguf(
         dtype_in = DTYPES["bfloat16"] if own_kind == "BF16" else np.dtype(np.float32)
         if own_kind == "F16":
             dtype_in = np.dtype(np.float16)
-        sources.append((_source(reader, entry, dtype_in), own_kind))
-    written = gguf_file.write_gguf(path, metadata, sources)
-    return Exported("gguf", str(path), written.size_bytes)
+        sources.append((_source(reader, entry, dtype_in, nonfinite), own_kind))
+    if own_dtype == dtype:
+        gguf_file.write_gguf(path, metadata, sources)
+    else:
+        wide = path.with_name(f".{path.name}.{kind}.partial")
+        try:
+            gguf_file.write_gguf(wide, metadata, sources)
+            llama_quantize.quantize(wide, path, label)
+        finally:
+            wide.unlink(missing_ok=True)
+    modelfile.write(path, tokenizer)
+    num_nonfinite = nonfinite.warn(path)
+    return Exported("gguf", str(path), path.stat().st_size, num_nonfinite=num_nonfinite)
 
 
 def _token_ids(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:

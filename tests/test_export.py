@@ -6,22 +6,26 @@ Covers export.py and convert.py; the peers' suite has other people's readers loo
 import dataclasses
 import functools
 import json
+import math
 import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from mistral_jax import artifact
 from mistral_jax import convert
 from mistral_jax import export
+from mistral_jax import export_checks
 from mistral_jax import sharding
 from mistral_jax import tokenizers
 from mistral_jax.config import model as model_config
 from mistral_jax.formats import safetensors_file
 from mistral_jax.formats import tensor_source
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import streamed
 from mistral_jax.models import weights
 from tests import tiny
 
@@ -312,6 +316,70 @@ def test_weights_that_a_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'model.norm.weight'.*float16.*bfloat16"):
         convert.export_artifact(large, tmp_path / "out", format="hf", dtype="float16")
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
+def test_narrow_gguf_files_state_their_perplexity(tmp_path: Path, dtype: str) -> None:
+    exported = written("plain", tmp_path / "out", "gguf", dtype)
+    source = model("plain")
+    tokens = export_checks.perplexity_tokens(source.tokenizer, PLAIN)
+    assert bytes(tokens[1:].tolist()) == export_checks.TEXT[: len(tokens) - 1].encode()
+    logits = streamed.logits(source.reader(), PLAIN, tokens[None])[0]
+    assert exported.float32_perplexity == pytest.approx(slow_perplexity(logits, tokens), rel=1e-5)
+    again = loaded(exported.path)
+    logits = streamed.logits(again.reader(), PLAIN, tokens[None])[0]
+    assert exported.perplexity == pytest.approx(slow_perplexity(logits, tokens), rel=1e-5)
+    assert exported.perplexity != exported.float32_perplexity
+    change = 100 * (exported.perplexity / exported.float32_perplexity - 1)
+    assert f"in float32 ({change:+.3f}%)" in exported.summary
+    export.write_parity(tmp_path / "export", [exported])
+    row = json.loads((tmp_path / "export" / "parity.json").read_text())[0]
+    assert row["perplexity"] == exported.perplexity
+    assert row["float32_perplexity"] == exported.float32_perplexity
+
+
+def slow_perplexity(logits: np.ndarray, tokens: np.ndarray) -> float:
+    """Return the perplexity, one token after the other."""
+    total = 0.0
+    for place in range(len(tokens) - 1):
+        row = [float(value) for value in logits[place]]
+        total += math.log(sum(math.exp(v - max(row)) for v in row)) + max(row)
+        total -= row[tokens[place + 1]]
+    return math.exp(total / (len(tokens) - 1))
+
+
+def test_float32_files_and_other_formats_state_none(tmp_path: Path) -> None:
+    for format, dtype in (("gguf", "float32"), ("hf", "bfloat16")):
+        exported = written("plain", tmp_path / format, format, dtype)
+        assert exported.perplexity is None
+        assert "perplexity" not in exported.summary
+
+
+def test_every_gguf_has_its_modelfile(tmp_path: Path) -> None:
+    exported = written("plain", tmp_path / "out", "gguf", "q8_0")
+    lines = (tmp_path / "out" / "Modelfile").read_text().splitlines()
+    assert lines[1:] == [f"FROM ./{Path(exported.path).name}", 'PARAMETER stop "<eos>"']
+    written("plain", tmp_path / "hf", "hf")
+    assert not (tmp_path / "hf" / "Modelfile").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
+def test_numbers_that_are_none_are_counted(dtype: type) -> None:
+    values = np.random.default_rng(0).normal(size=(3, 1 << 20)).astype(dtype)
+    assert export_checks.count_nonfinite(values) == 0
+    values[0, 5] = values[2, -1] = np.nan
+    values[1, 7], values[1, 8] = np.inf, -np.inf
+    assert export_checks.count_nonfinite(values) == 4
+    assert export_checks.count_nonfinite(values.T) == 4
+    assert export_checks.count_nonfinite(values[:0]) == 0
+
+
+def test_a_difference_counts_nan_against_a_number_and_not_against_nan() -> None:
+    first = np.array([[1.0, np.nan, np.inf]], np.float32)
+    assert export_checks.largest_difference(first, first) == 0.0
+    assert export_checks.largest_difference(first, first + np.float32(0.5)) == 0.5
+    other = np.array([[1.0, 2.0, np.inf]], np.float32)
+    assert np.isnan(export_checks.largest_difference(first, other))
 
 
 def test_parity_is_written_for_the_report(tmp_path: Path) -> None:

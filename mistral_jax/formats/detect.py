@@ -18,6 +18,7 @@ from mistral_jax.formats import gguf_config
 from mistral_jax.formats import hf_config
 from mistral_jax.formats import names
 from mistral_jax.formats import params_config
+from mistral_jax.formats import pickles
 from mistral_jax.formats.fields import read_json_object
 from mistral_jax.formats.gguf_file import GgufFile
 from mistral_jax.formats.names import DecoderShape
@@ -110,8 +111,24 @@ class WeightsFile:
         """Return our decoder's fields as plain data.
 
         Raises:
-            ValueError: an architecture or option that our decoder does not compute.
+            ValueError: an architecture or option that our decoder does not compute, or more
+                layers or experts than there are tensors.
         """
+        decoder = self._decoder_config()
+        # Checked here, before anything is listed layer by layer: headers may claim any number.
+        counts = {"layers": decoder["num_layers"]}
+        if self.kind != "gguf":  # which stacks the experts of a layer
+            counts["experts"] = decoder["ffn"].get("num_experts", 1)
+        for what, count in counts.items():
+            if count > len(self._stored):
+                raise ValueError(
+                    f"{self.path}: its config tells of {count} {what}, but it holds only "
+                    f"{len(self._stored)} tensors; the checkpoint is incomplete or its config is "
+                    f"another model's"
+                )
+        return decoder
+
+    def _decoder_config(self) -> dict[str, Any]:
         if isinstance(self._reader, GgufFile):
             shapes = {name: info.shape for name, info in self._reader.tensors.items()}
             return gguf_config.decoder_from_gguf(self.metadata, shapes, self.path)
@@ -220,10 +237,14 @@ def open_weights(path: Path | str) -> WeightsFile:
     if path.suffix == ".safetensors":
         config = read_json_object(path.parent / "config.json")
         return WeightsFile(path, "hf", SafetensorsReader(path), config)
+    if pickles.find([path.name]):
+        _refuse_pickles(path.parent, [path.name])
     raise ValueError(f"{path}: expected a .safetensors or .gguf file or a checkpoint folder")
 
 
 def _open_folder(path: Path) -> WeightsFile:
+    if not any(any(path.glob(f"*.{kind}")) for kind in ("safetensors", "gguf")):
+        _refuse_pickles(path, [file.name for file in path.iterdir()])
     is_hf = (path / INDEX_NAME).exists() or (path / "model.safetensors").exists()
     if is_hf or ((path / "config.json").exists() and not (path / "params.json").exists()):
         config = read_json_object(path / "config.json")
@@ -234,6 +255,12 @@ def _open_folder(path: Path) -> WeightsFile:
         return WeightsFile(path, "consolidated", reader, params)
     file = _single(path, "*.gguf")
     return WeightsFile(file, "gguf", GgufFile(file), {})
+
+
+def _refuse_pickles(folder: Path, file_names: list[str]) -> None:
+    if found := pickles.find(file_names):
+        is_transformers = (folder / "config.json").is_file()
+        raise ValueError(pickles.refusal(str(folder), found[0], is_transformers=is_transformers))
 
 
 def _single(folder: Path, pattern: str) -> Path:

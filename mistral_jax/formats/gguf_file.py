@@ -8,6 +8,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 
 import math
 import mmap
+import reprlib
 import struct
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ import numpy as np
 
 from mistral_jax.formats.gguf_blocks import BLOCKS
 from mistral_jax.formats.gguf_blocks import BLOCKS_BY_NAME
+from mistral_jax.formats.gguf_blocks import UNSUPPORTED
 from mistral_jax.formats.gguf_blocks import BlockType
 from mistral_jax.formats.gguf_blocks import quantize_q8_0
+from mistral_jax.formats.safetensors_file import name_problem
 from mistral_jax.formats.tensor_source import AtomicFile
 from mistral_jax.formats.tensor_source import TensorSource
 from mistral_jax.formats.tensor_source import WrittenFile
@@ -159,7 +162,7 @@ class GgufFile:
         for _ in range(num_metadata):
             key = cursor.string("a metadata key", MAX_NAME_BYTES)
             if key in self.metadata:
-                raise GgufError(f"{self.path}: the metadata key {key!r} occurs twice")
+                raise GgufError(f"{self.path}: the metadata key {reprlib.repr(key)} occurs twice")
             self.metadata[key] = cursor.value(key)
         self.tensors = self._read_tensors(cursor, num_tensors)
 
@@ -170,8 +173,10 @@ class GgufFile:
         found: dict[str, tuple[tuple[int, ...], BlockType, int]] = {}
         for _ in range(count):
             name = cursor.string("a tensor name", MAX_NAME_BYTES)
-            if not name or name in found:
-                raise GgufError(f"{self.path}: the tensor name {name!r} is empty or occurs twice")
+            if problem := name_problem(name):
+                raise GgufError(f"{self.path}: {problem}")
+            if name in found:
+                raise GgufError(f"{self.path}: tensor {name!r} occurs twice; write the file anew")
             found[name] = self._read_info(cursor, name, alignment)
         start = cursor.position + -cursor.position % alignment
         tensors, used = {}, 0
@@ -195,9 +200,10 @@ class GgufFile:
         axes = [cursor.count(f"an axis of {name!r}", 2**40) for _ in range(num_axes)]
         number = int.from_bytes(cursor.take(4, f"the type of {name!r}"), "little")
         if number not in BLOCKS:
+            kind = UNSUPPORTED.get(number, f"number {number}")
             raise GgufError(
-                f"{self.path}: tensor {name!r} has type number {number}; supported: "
-                f"{', '.join(BLOCKS_BY_NAME)}"
+                f"{self.path}: tensor {name!r} has type {kind}; supported: "
+                f"{', '.join(BLOCKS_BY_NAME)}; convert the checkpoint to one of these"
             )
         offset = int.from_bytes(cursor.take(8, f"the offset of {name!r}"), "little")
         if offset % alignment:

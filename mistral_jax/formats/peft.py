@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mistral_jax.formats import names
+from mistral_jax.formats import pickles
 from mistral_jax.formats.fields import Fields
 from mistral_jax.formats.fields import read_json_object
 from mistral_jax.formats.names import DecoderShape
@@ -25,6 +26,7 @@ from mistral_jax.formats.tensor_source import write_text
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLED_NAME = "adapter_model.bin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,9 @@ class AdapterFile:
             target_modules=_target_modules(fields),
             base_model=str(fields.get("base_model_name_or_path") or ""),
         )
+        is_pickled = (self.folder / PICKLED_NAME).is_file()
+        if is_pickled and not (self.folder / WEIGHTS_NAME).exists():
+            raise ValueError(pickles.refusal(str(self.folder), PICKLED_NAME, is_transformers=False))
         self._reader = SafetensorsReader(self.folder / WEIGHTS_NAME)
 
     def names(self) -> list[str]:

@@ -9,6 +9,7 @@ Format: https://github.com/huggingface/safetensors (8-byte little-endian header 
 import json
 import math
 import mmap
+import reprlib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,42 +62,60 @@ class TensorInfo(NamedTuple):
 
 
 def _reject_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        doubled = next(key for key in keys if keys.count(key) > 1)
-        raise SafetensorsError(f"the key {doubled!r} occurs twice in one JSON object")
-    return dict(pairs)
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise SafetensorsError(
+                f"the key {reprlib.repr(key)} occurs twice in one JSON object; write the file anew"
+            )
+        found[key] = value
+    return found
+
+
+def name_problem(name: str) -> str | None:
+    """Say what is wrong with a tensor's name that no exporter writes, or that could be a path."""
+    if not name or len(name) > 1024 or any(ord(char) < 32 or ord(char) == 127 for char in name):
+        return f"tensor name {reprlib.repr(name)} is empty, too long or not printable"
+    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        return f"tensor name {reprlib.repr(name)} looks like a file path; refused"
+    return None
 
 
 def check_name(name: str, path: Path) -> None:
-    """Refuse tensor names that no exporter writes and that could be used as paths or to confuse."""
-    if not name or len(name) > 1024 or any(ord(char) < 32 or ord(char) == 127 for char in name):
-        raise SafetensorsError(f"{path}: tensor name {name!r} is empty, too long or not printable")
-    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        raise SafetensorsError(f"{path}: tensor name {name!r} looks like a file path; refused")
+    """Raise SafetensorsError where `name_problem` finds one."""
+    if problem := name_problem(name):
+        raise SafetensorsError(f"{path}: {problem}")
 
 
 def _parse_entry(name: str, entry: object, path: Path) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise SafetensorsError(
-            f"{path}: tensor {name!r} needs exactly dtype, shape and data_offsets, found {entry!r}"
+            f"{path}: tensor {name!r} needs exactly dtype, shape and data_offsets, found "
+            f"{reprlib.repr(entry)}"
         )
     dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
         raise SafetensorsError(
-            f"{path}: tensor {name!r} has dtype {dtype_name!r}; supported: {', '.join(DTYPES)}"
+            f"{path}: tensor {name!r} has dtype {reprlib.repr(dtype_name)}; supported: "
+            f"{', '.join(DTYPES)}"
         )
     for label, value in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(value, list) or not all(type(v) is int and v >= 0 for v in value):
-            raise SafetensorsError(f"{path}: tensor {name!r} has {label} {value!r}, not counts")
+            raise SafetensorsError(
+                f"{path}: tensor {name!r} has {label} {reprlib.repr(value)}, not counts"
+            )
     if len(shape) > 8 or len(offsets) != 2 or any(axis > MAX_AXIS for axis in shape):
-        raise SafetensorsError(f"{path}: tensor {name!r} has shape {shape}, offsets {offsets}")
+        raise SafetensorsError(
+            f"{path}: tensor {name!r} has shape {reprlib.repr(shape)}, offsets "
+            f"{reprlib.repr(offsets)}"
+        )
     dtype = DTYPES[dtype_name]
     expected = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != expected:
         raise SafetensorsError(
-            f"{path}: tensor {name!r} of shape {shape} and dtype {dtype_name} needs {expected} "
-            f"bytes, its offsets {offsets} give {offsets[1] - offsets[0]}"
+            f"{path}: tensor {name!r} of shape {reprlib.repr(shape)} and dtype {dtype_name} needs "
+            f"{reprlib.repr(expected)} bytes, its offsets {reprlib.repr(offsets)} give "
+            f"{reprlib.repr(offsets[1] - offsets[0])}"
         )
     return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
 
@@ -152,18 +171,25 @@ class SafetensorsFile:
         return {name: _parse_entry(name, entry, self.path) for name, entry in header.items()}
 
     def _check_layout(self, size: int) -> None:
-        position = 0
-        for name, info in sorted(self.tensors.items(), key=lambda item: item[1].begin):
+        position, ordered = 0, sorted(self.tensors.items(), key=lambda item: item[1][2:])
+        for name, info in ordered:
             if info.begin != position:
                 raise SafetensorsError(
-                    f"{self.path}: tensor {name!r} begins at byte {info.begin} of the data where "
-                    f"{position} was expected (a hole or an overlap)"
+                    f"{self.path}: tensor {name!r} begins at byte {reprlib.repr(info.begin)} of "
+                    f"the data where {position} was expected (a hole or an overlap)"
                 )
             position = info.end
-        if self._data_start + position != size:
+        wanted = self._data_start + position
+        if wanted > size:
+            cut = next(name for name, info in ordered if self._data_start + info.end > size)
             raise SafetensorsError(
-                f"{self.path}: expected {self._data_start + position} bytes, found {size}; "
-                f"the file is truncated or has extra bytes: fetch it again"
+                f"{self.path}: expected {reprlib.repr(wanted)} bytes, found {size}: the file is "
+                f"truncated and tensor {cut!r} is cut off; fetch it again"
+            )
+        if wanted < size:
+            raise SafetensorsError(
+                f"{self.path}: expected {wanted} bytes, found {size}: extra bytes after the last "
+                f"tensor; fetch it again"
             )
 
     def names(self) -> list[str]:
@@ -200,10 +226,25 @@ class SafetensorsReader:
             file = SafetensorsFile(single)
             return {single.name: file}, dict.fromkeys(file.names(), single.name)
         file_of = _read_index(index)
+        for tensor, name in file_of.items():
+            if not (self.path / name).is_file():
+                raise SafetensorsError(
+                    f"{self.path / name}: no such file, but {index.name} says that it holds tensor "
+                    f"{tensor!r}; fetch the shard"
+                )
         files = {name: SafetensorsFile(self.path / name) for name in sorted(set(file_of.values()))}
         for tensor, name in file_of.items():
             if tensor not in files[name].tensors:
                 raise SafetensorsError(f"{index}: tensor {tensor!r} is not in {name} as it says")
+        seen: dict[str, str] = {}
+        for name, file in files.items():
+            for tensor in file.tensors:
+                if tensor in seen:
+                    raise SafetensorsError(
+                        f"{self.path / name}: tensor {tensor!r} is in {seen[tensor]} too; one of "
+                        f"the shards is another checkpoint's: fetch both again"
+                    )
+                seen[tensor] = name
         return files, file_of
 
     def names(self) -> list[str]:
@@ -237,7 +278,7 @@ def _read_index(index: Path) -> dict[str, str]:
         weight_map = content["weight_map"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise SafetensorsError(
-            f"{index}: expected JSON with a weight_map, found {error!r}"
+            f"{index}: expected JSON with a weight_map, found {reprlib.repr(error)}"
         ) from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise SafetensorsError(f"{index}: weight_map must map tensor names to file names")
@@ -245,7 +286,8 @@ def _read_index(index: Path) -> dict[str, str]:
         check_name(tensor, index)
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             raise SafetensorsError(
-                f"{index}: tensor {tensor!r} points to {name!r}; expected a file beside the index"
+                f"{index}: tensor {tensor!r} points to {reprlib.repr(name)}; expected a file "
+                f"beside the index"
             )
     return weight_map
 

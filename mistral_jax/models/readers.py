@@ -74,6 +74,10 @@ class FileReader:
             self._kept = (entry.foreign_name, self._read(entry))
         return self._kept[1]
 
+    def foreign_name(self, path: str) -> str:
+        """Return what the file calls a parameter, or the first of its parts."""
+        return next(iter(self._entries[path].values())).foreign_name
+
     def dtype(self, path: str) -> np.dtype:
         """Return the dtype that `read` gives (float32 for quantised files)."""
         if self._weights.kind == "gguf":

@@ -39,17 +39,24 @@ def logits(
         "final_norm/scale": reader.read("final_norm/scale", ()),
         "embed/embedding": np.zeros((1, config.width), np.float32),
     }
-    params: dict[str, np.ndarray] = {}
     table = reader.read("embed/embedding", ())
     x = jnp.asarray(table[tokens].astype(np.float32))
     for first in range(0, config.num_layers, period):
-        params = outer | {
-            path: np.stack([reader.read(path, (first + offset,)) for offset in range(period)])
-            for path in stacked
-        }
-        x = run_period(params, x)
+        layers = {path: _stacked(reader, path, first, period) for path in stacked}
+        # Waited for, and let go: one period's copies are gone before the next one's are made.
+        x = run_period(outer | layers, x).block_until_ready()
+    del layers
     head = table.T if config.tied_head else reader.read("head/kernel", ())
-    return np.asarray(finish(params, x, head))
+    # The head needs the norm only, but a decoder is bound whole.
+    nothing = dict.fromkeys(stacked, np.zeros(0, np.float32))
+    return np.asarray(finish(outer | nothing, x, head))
+
+
+def _stacked(reader: readers.ParamReader, path: str, first: int, period: int) -> np.ndarray:
+    """Return a parameter's slices of one period; a single one as a view of the mapped file."""
+    if period == 1:
+        return reader.read(path, (first,))[None]
+    return np.stack([reader.read(path, (first + offset,)) for offset in range(period)])
 
 
 @functools.lru_cache(maxsize=4)  # an export and its reload are one program, compiled once
