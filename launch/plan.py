@@ -15,8 +15,6 @@ from launch.target import Target
 from mistral_jax.config.base import Node
 from mistral_jax.config.model import DecoderConfig
 from mistral_jax.config.run import RunConfig
-from mistral_jax.formats import detect
-from mistral_jax.formats import locate
 
 MEMORY_SHARE = {"cpu": 0.7, "gpu": 0.92, "tpu": 0.92}  # the rest: runtime, fragments, the system
 RUNTIME_BYTES = {"cpu": 700 << 20, "gpu": 800 << 20, "tpu": 300 << 20}
@@ -282,9 +280,9 @@ def _frozen_bytes(run: RunConfig) -> int:
         return FORMAT_BYTES[run.precision.frozen]
     uri = run.model.weights or ""
     # Block-quantised files are held in the compute format.
-    is_quantised = uri.startswith(f"{locate.PACKAGE_SCHEME}:") or uri.endswith(".gguf")
+    is_quantised = uri.startswith(shapes.PACKAGE_PREFIX) or uri.endswith(".gguf")
     try:
-        weights = detect.open_weights(locate.headers_path(uri)) if uri else None
+        weights = shapes.open_headers(uri) if uri else None
     except ValueError:
         weights = None
     if weights is None:  # not given yet, or not here; published checkpoints are bfloat16
