@@ -145,7 +145,7 @@ def _on_devices(
         # Always a copy: a device buffer must not live on a file that somebody may replace.
         return np.array(array[index], dtype=dtype, order="C")
 
-    return jax.make_array_from_callback(array.shape, target, shard)
+    return jax.make_array_from_callback(array.shape, target, shard)  # pyright: ignore[reportArgumentType]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
