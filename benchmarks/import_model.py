@@ -105,7 +105,7 @@ def run_peer(source: Path, destination: Path, *, transpose: bool = True) -> None
 
 def write_ours(source: Path, destination: Path) -> None:
     """Write our import layout, without the reload that an import ends with."""
-    reader = convert.artifact.weights_reader(source)
+    reader = convert.weights.open_reader(source)
     export.write_model(
         reader,
         destination,

@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks import train_rows
-from mistral_jax import artifact
 from mistral_jax import export
 from mistral_jax import precision
 from mistral_jax import rng
@@ -62,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export.write_adapter(params, config, adapter, folder / "adapter", base_model="")
-        reader = artifact.weights_reader(path)
+        reader = weights.open_reader(path)
         export.write_model(
             reader, folder / "base", format="hf", dtype="float32", tokenizer=None, name="base"
         )

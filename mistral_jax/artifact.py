@@ -63,18 +63,12 @@ class Artifact:
         base: readers.ParamReader = (
             readers.TreeReader(self.params, config)
             if self.weights_path is None or adapter.kind == "none"
-            else weights_reader(self.weights_path)
+            else weights.open_reader(self.weights_path)
         )
         if adapter.kind == "none":
             return base
         arrays = {path: np.asarray(self.params[path]) for path in self.definition.trainable_paths()}
         return readers.MergedReader(base, arrays, adapter.scale)
-
-
-def weights_reader(path: Path) -> readers.FileReader:
-    """Open a checkpoint for streaming."""
-    opened = weights.detect.open_weights(path)
-    return readers.FileReader(opened, weights.config_of(opened))
 
 
 def is_run(path: Path) -> bool:

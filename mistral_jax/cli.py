@@ -137,11 +137,8 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
 def _load_run(options: argparse.Namespace):
     from mistral_jax.config import load
 
-    others = [text for text in options.overrides if not text.startswith("fresh=")]
-    fresh = [text.removeprefix("fresh=") for text in options.overrides if text not in others]
-    if wrong := [value for value in fresh if value not in ("true", "false")]:
-        raise load.ConfigError(f"fresh: should be true or false, got {wrong[-1]!r}")
-    return load.load_run(options.config, others), "true" in fresh[-1:]
+    overrides, is_fresh = load.split_fresh(options.overrides)
+    return load.load_run(options.config, overrides), is_fresh
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def export_model(source: str, destination: str, *, format: str, dtype: str) -> e
         return export_artifact(loaded, destination, format=format, dtype=dtype)
     if format == "peft":
         raise ValueError(f"{source}: a checkpoint has no adapter; peft exports a run directory")
-    reader = artifact.weights_reader(path)
+    reader = weights.open_reader(path)
     tokenizer = _tokenizer_of(path, reader)
     name = locate.short_name(source)
     return _write_and_check(reader, destination, format, dtype, tokenizer, name)
@@ -76,7 +76,7 @@ def export_artifact(
     base = (
         readers.TreeReader(model.params, config)
         if model.weights_path is None
-        else artifact.weights_reader(model.weights_path)
+        else weights.open_reader(model.weights_path)
     )
     with locate.writable_path(destination) as path:
         exported = export.write_adapter(
@@ -97,7 +97,7 @@ def import_checkpoint(source: str, destination: str, *, dtype: str) -> export.Ex
         dtype: a number format, or "checkpoint" for the source's own (quantised: bfloat16).
     """
     path = locate.local_path(source)
-    reader = artifact.weights_reader(path)
+    reader = weights.open_reader(path)
     if dtype == "checkpoint":
         found = reader.dtype("embed/embedding")
         dtype = str(found) if weights.detect.open_weights(path).kind != "gguf" else "bfloat16"
@@ -118,7 +118,7 @@ def compare(first: str, second: str) -> float:
         reader = (
             artifact.load_run(path, compute="float32").reader()
             if artifact.is_run(path)
-            else artifact.weights_reader(path)
+            else weights.open_reader(path)
         )
         logits.append(export.reference_logits(reader, reader.config))
     if logits[0].shape != logits[1].shape:

@@ -201,14 +201,8 @@ def reload_logits(exported: Exported, base: readers.ParamReader | None = None) -
         adapter, arrays = load_adapter(Path(exported.path), base.config)
         merged = readers.MergedReader(base, arrays, adapter.scale)
         return reference_logits(merged, base.config)
-    reader = open_reader(Path(exported.path))
+    reader = weights.open_reader(Path(exported.path))
     return reference_logits(reader, reader.config)
-
-
-def open_reader(path: Path) -> readers.FileReader:
-    """Open a checkpoint for streaming."""
-    opened = weights.detect.open_weights(path)
-    return readers.FileReader(opened, weights.config_of(opened))
 
 
 def with_parity(exported: Exported, expected: np.ndarray, found: np.ndarray) -> Exported:
@@ -225,7 +219,7 @@ def with_perplexity(
     return dataclasses.replace(
         exported,
         float32_perplexity=export_checks.perplexity(reader, tokens),
-        perplexity=export_checks.perplexity(open_reader(Path(exported.path)), tokens),
+        perplexity=export_checks.perplexity(weights.open_reader(Path(exported.path)), tokens),
     )
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from collections.abc import Iterable
 
+from mistral_jax.formats import pickles
 from mistral_jax.formats.safetensors_file import INDEX_NAME
 
 HEADERS = ("config.json", "params.json", "adapter_config.json", INDEX_NAME)
@@ -18,7 +19,6 @@ TEXT = (
     "special_tokens_map.json", "tekken.json", "tokenizer.json", "tokenizer.model*",
     "tokenizer_config.json", "vocab.json", "*.model.v*",
 )  # fmt: skip
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
 CONSOLIDATED = "consolidated*.safetensors"
@@ -114,9 +114,9 @@ def _only_gguf(present: list[str], where: str) -> str:
             f"{where}: holds {len(ggufs)} GGUF files; name one of them: {where}/{ggufs[0]} "
             f"(there are: {', '.join(ggufs)})"
         )
-    if pickles := _matching(present, PICKLES):
+    if pickled := pickles.find(present):
         raise CheckpointFilesError(
-            f"{where}: holds only pickled weights ({pickles[0]}), and reading a pickle runs the "
+            f"{where}: holds only pickled weights ({pickled[0]}), and reading a pickle runs the "
             "code in it; convert a copy that you trust where torch is installed: python -c "
             '"from transformers import AutoModelForCausalLM as M; '
             "M.from_pretrained('FOLDER').save_pretrained('OUT', safe_serialization=True)\", "

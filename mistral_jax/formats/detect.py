@@ -144,25 +144,29 @@ class WeightsFile:
     def _config_path(self) -> Path:
         return (self.path if self.path.is_dir() else self.path.parent) / "config.json"
 
-    def entries(self) -> list[Entry]:
-        """Return the tensors that the decoder needs, each checked to be there in its shape.
+    def entries(self, shape: DecoderShape | None = None) -> list[Entry]:
+        """Return the tensors that a decoder needs, each checked to be there in its shape.
+
+        Args:
+            shape: the decoder's sizes; the file's own config where it is None.
 
         Raises:
             ValueError: a tensor is missing or has another shape; the message names the tensor,
                 the expected and the found shape.
         """
-        table = names.entries(decoder_shape(self.decoder_config()), self.kind)
+        shape = decoder_shape(self.decoder_config()) if shape is None else shape
+        table = names.entries(shape, self.kind)
         present = set(self.names())
         for entry in table:
             if entry.foreign_name not in present:
                 raise ValueError(
                     f"{self.path}: tensor {entry.foreign_name!r} of shape {entry.shape} is "
-                    f"missing; the checkpoint is incomplete or its config is another model's"
+                    f"missing; the checkpoint is incomplete, or its config is another model's"
                 )
             if (found := self.shape(entry.foreign_name)) != entry.shape:
                 raise ValueError(
                     f"{self.path}: tensor {entry.foreign_name!r}: expected shape {entry.shape} "
-                    f"from the config, found {found}"
+                    f"from the config, found {found}; give config and weights of one model"
                 )
         return table
 

@@ -24,6 +24,7 @@ from mistral_jax.config import model as model_config
 from mistral_jax.formats import detect
 from mistral_jax.formats import names
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import readers
 
 FLOAT_NAMES = ("float32", "float16", "bfloat16", "F32", "F16", "BF16")
 
@@ -38,6 +39,12 @@ def config_of(weights: detect.WeightsFile) -> model_config.DecoderConfig:
     return load.validate(
         weights.decoder_config(), model_config.DecoderConfig, where=str(weights.path)
     )
+
+
+def open_reader(path: Path) -> readers.FileReader:
+    """Open a checkpoint for streaming."""
+    opened = detect.open_weights(path)
+    return readers.FileReader(opened, config_of(opened))
 
 
 def load_params(
@@ -60,8 +67,7 @@ def load_params(
         ValueError: a tensor is missing, or its shape is not the model's; the message names it.
     """
     source = detect.open_weights(path)
-    table = names.entries(definition.config, source.kind)
-    _check_shapes(source, table)
+    table = source.entries(definition.config)
     shardings = definition.shardings(mesh)
     params: definition_lib.Params = {}
     for parameter, entries in _by_path(table).items():
@@ -78,8 +84,7 @@ def check(definition: definition_lib.Definition, path: Path) -> None:
     Raises:
         ValueError: as load_params, before anything else is done.
     """
-    source = detect.open_weights(path)
-    _check_shapes(source, names.entries(definition.config, source.kind))
+    detect.open_weights(path).entries(definition.config)
 
 
 def _by_path(table: list[names.Entry]) -> dict[str, list[names.Entry]]:
@@ -87,22 +92,6 @@ def _by_path(table: list[names.Entry]) -> dict[str, list[names.Entry]]:
     for entry in table:
         grouped.setdefault(entry.path, []).append(entry)
     return grouped
-
-
-def _check_shapes(source: detect.WeightsFile, table: list[names.Entry]) -> None:
-    present = set(source.names())
-    for entry in table:
-        if entry.foreign_name not in present:
-            raise ValueError(
-                f"{source.path}: tensor {entry.foreign_name!r} of shape {entry.shape} is missing; "
-                "the checkpoint is incomplete, or its config is another model's"
-            )
-        found = source.shape(entry.foreign_name)
-        if found != entry.shape:
-            raise ValueError(
-                f"{source.path}: tensor {entry.foreign_name!r} has shape {found}, but the model's "
-                f"config asks for {entry.shape}; give the config and the weights of one model"
-            )
 
 
 def _read(source: detect.WeightsFile, entry: names.Entry) -> Shaped[np.ndarray, "..."]:
