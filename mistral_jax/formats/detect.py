@@ -165,8 +165,9 @@ class WeightsFile:
                 )
             if (found := self.shape(entry.foreign_name)) != entry.shape:
                 raise ValueError(
-                    f"{self.path}: tensor {entry.foreign_name!r}: expected shape {entry.shape} "
-                    f"from the config, found {found}; give config and weights of one model"
+                    f"{self.path}: tensor {entry.foreign_name!r} has shape {found}, but the "
+                    f"model's config asks for {entry.shape}; give the config and the weights of "
+                    f"one model"
                 )
         return table
 
