@@ -28,6 +28,9 @@ ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ}
 
 def main(names: list[str]) -> int:
     """Run the named rows, or all, one after the other."""
+    if unknown := [name for name in names if name not in ROWS]:
+        print(f"no row {unknown[0]!r}; known: {', '.join(ROWS)}", file=sys.stderr)
+        return 2
     failed = []
     for name in names or ROWS:
         script, *arguments = ROWS[name]
