@@ -49,7 +49,7 @@ def scanned_loss(definition: definition_lib.Definition) -> Callable:
 
     def loss(params: definition_lib.Params, batch: dict) -> jax.Array:
         model = definition.bind(params)
-        hidden, _ = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
+        hidden, *_ = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
         return head_loss(model, hidden, batch)
 
     return loss

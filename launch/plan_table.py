@@ -6,13 +6,25 @@ from rich.text import Text
 
 from launch.plan import Plan
 
+TIME_PARTS = (
+    ("dense matmuls", "matmul"),
+    ("experts", "experts"),
+    ("attention", "attention"),
+    ("norms, activations (HBM)", "pointwise"),
+    ("rows to experts (HBM)", "row_moves"),
+    ("update (HBM)", "optimizer"),
+    ("wires, not hidden", "exposed"),
+)
 MEMORY_PARTS = (
     ("frozen parameters", "frozen_parameters"),
     ("trained parameters", "trained_parameters"),
     ("optimizer state", "optimizer_state"),
+    ("batch", "batch"),
     ("gradients", "gradients"),
     ("activations", "activations"),
     ("layer work", "layer_work"),
+    ("experts' rows", "dispatch"),
+    ("gathered weights", "gathered_weights"),
     ("loss chunk", "loss_chunk"),
     ("runtime", "runtime"),
 )
@@ -52,6 +64,7 @@ def plan_table(plan: Plan) -> Group:
         ("devices", f"{plan.num_devices:,} x {plan.accelerator_type}, hosts: {plan.num_hosts:,}"),
         ("mesh", mesh or "one device"),
         ("parameters", f"{plan.parameters:,}"),
+        *_active(plan),
         ("trainable", f"{plan.trainable_parameters:,} ({share:.2%})"),
         (
             "batch",
@@ -60,14 +73,51 @@ def plan_table(plan: Plan) -> Group:
             f"{plan.data_parallel} devices",
         ),
         ("attention, remat", f"{plan.attention}, {plan.remat}"),
+        *_experts(plan),
+        ("optimizer", f"{plan.optimizer}, {plan.optimizer_bytes_per_parameter:.2f} bytes of state "
+                      "a parameter"),
         ("time per step", f"{format_duration(plan.seconds_per_step)}, {plan.calibration}"),
-        ("tokens/s", f"{plan.tokens_per_s:,.0f}"),
+        ("tokens/s", f"{plan.tokens_per_s:,.0f}, {plan.mfu:.1%} of the peak (MFU), "
+                     f"{plan.calibration}"),
+        ("10^12 tokens", f"{plan.days_per_trillion_tokens:,.1f} days, {plan.calibration}"),
         ("whole run", f"{plan.max_steps:,} steps, {plan.tokens:,} tokens, "
                       f"{format_duration(plan.train_hours * 3600)}"),
-        ("cost", "-" if plan.cost_usd is None else f"{plan.cost_usd:,.2f} USD at list price"),
+        ("cost", "-" if plan.cost_usd is None
+                 else f"{plan.cost_usd:,.2f} USD at list price, {plan.calibration}"),
     ):  # fmt: skip
         shape.add_row(name, value)
-    return Group(shape, _memory_table(plan), _notes(plan))
+    return Group(shape, _memory_table(plan), *_time_table(plan), _notes(plan))
+
+
+def _active(plan: Plan) -> list[tuple[str, str]]:
+    if plan.active_parameters == plan.parameters:
+        return []
+    share = plan.active_parameters / plan.parameters
+    return [("active", f"{plan.active_parameters:,} ({share:.1%})")]
+
+
+def _experts(plan: Plan) -> list[tuple[str, str]]:
+    if plan.experts is None:
+        return []
+    way = f", rows travel {plan.experts_transport}" if plan.experts_transport else ""
+    return [("experts", plan.experts + way)]
+
+
+def _time_table(plan: Plan) -> list[Table]:
+    if plan.time is None:
+        return []
+    table = Table(
+        title=f"time per step, predicted ({plan.calibration})",
+        title_justify="left",
+        show_footer=True,
+    )
+    table.add_column("part", footer="step")
+    table.add_column("time", justify="right", footer=format_duration(plan.seconds_per_step))
+    for label, field in TIME_PARTS:
+        seconds = getattr(plan.time, field)
+        if seconds:
+            table.add_row(label, format_duration(seconds))
+    return [table]
 
 
 def _memory_table(plan: Plan) -> Table:
@@ -87,10 +137,26 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _notes(plan: Plan) -> Text:
-    assumed = (
-        f"Times assume {plan.assumed_utilization:.0%} of the peak "
-        f"({plan.peak_flops_per_s / 1e12:,.1f} TFLOP/s); not measured on this target yet."
+    peak = f"{plan.peak_flops_per_s / 1e12:,.1f} TFLOP/s"
+    if plan.time is None:
+        said = [
+            f"Times assume {plan.assumed_utilization:.0%} of the peak ({peak}); not measured on "
+            "this target yet."
+        ]
+        said += [] if plan.num_devices == 1 else ["Communication between devices is not counted."]
+    else:
+        said = [
+            f"Times are launch/predict.py's, fitted to published runs; they mean "
+            f"{plan.assumed_utilization:.0%} of the peak ({peak}), recomputation included."
+        ]
+        said += _roofline(plan)
+    return Text("\n".join([*plan.notes, *said]), style="dim")
+
+
+def _roofline(plan: Plan) -> list[str]:
+    if plan.roofline is None:
+        return []
+    parts = ", ".join(
+        f"{name} {format_duration(seconds)}" for name, seconds in plan.roofline.items()
     )
-    alone = plan.num_devices == 1
-    wires = [] if alone else ["Communication between devices is not counted."]
-    return Text("\n".join([*plan.notes, assumed, *wires]), style="dim")
+    return [f"At the specified peaks, nothing hidden: {parts}."]

@@ -31,13 +31,18 @@ RematChoice = Literal["auto", "none", "dots", "full"]
 
 
 class MeshIntent(Node):
-    """Sizes of the mesh axes; -1 on at most one axis takes the devices that the others leave."""
+    """Sizes of the mesh axes; -1 on at most one axis takes the devices that the others leave.
+
+    `expert` is for mixtures: a dense model has 1, whatever stands here. `expert: auto` takes the
+    most whole groups that divide the devices, `context: auto` splits rows where a batch has fewer
+    of them than there are devices; plan.py chooses, and both are 1 until it has.
+    """
 
     data: AxisSize = 1
     fsdp: AxisSize = -1
-    expert: AxisSize = 1
+    expert: AxisSize | Literal["auto"] = 1
     tensor: AxisSize = 1
-    context: AxisSize = 1
+    context: AxisSize | Literal["auto"] = 1
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "MeshIntent":
@@ -56,7 +61,7 @@ class MeshIntent(Node):
         Raises:
             ValueError: the fixed axes do not multiply out to the number of devices.
         """
-        sizes = self.model_dump()
+        sizes = {axis: 1 if size == "auto" else size for axis, size in self.model_dump().items()}
         fixed = math.prod(size for size in sizes.values() if size != -1)
         rest = [axis for axis, size in sizes.items() if size == -1]
         if num_devices % fixed or (not rest and fixed != num_devices):
@@ -78,7 +83,8 @@ class Target(Node):
     """One machine or slice.
 
     `hbm_gib` is the memory of one chip that a program can use; null on a CPU, where the chip's
-    memory is the host's. `host_memory_gib` null and `host_cores` null mean: ask this machine.
+    memory is the host's. `ici_gb_per_s` is one direction of one link between chips.
+    `host_memory_gib` null and `host_cores` null mean: ask this machine.
     """
 
     name: str
@@ -90,6 +96,7 @@ class Target(Node):
     chips_per_host: Count
     hbm_gib: Positive | None = None
     hbm_gb_per_s: Positive
+    ici_gb_per_s: Positive | None = None
     peak_tflops: PeakTflops
     assumed_utilization: Fraction
     host_memory_gib: Positive | None = None

@@ -27,6 +27,8 @@ from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
 from mistral_jax.models import weights
 from mistral_jax.nn import attention
+from mistral_jax.nn import expert_parallel
+from mistral_jax.nn import experts
 from mistral_jax.train import optimizers
 from mistral_jax.train import state as state_lib
 
@@ -130,9 +132,14 @@ def find_tokenizer(run: run_config.RunConfig) -> tokenizers.Tokenizer:
 
 def default_runtime(compute: str) -> decoder_lib.Runtime:
     """Return how a model computes on this machine when no plan says otherwise."""
-    dtype = precision.dtype_of(compute)
-    chosen = attention.choose_implementation("auto", jax.default_backend(), dtype)
-    return for_prompts(decoder_lib.Runtime(compute_dtype=dtype, attention=chosen))
+    dtype, platform = precision.dtype_of(compute), jax.default_backend()
+    placement = expert_parallel.Placement(
+        implementation=experts.choose_implementation("auto", platform, dtype)
+    )
+    chosen = attention.choose_implementation("auto", platform, dtype)
+    return for_prompts(
+        decoder_lib.Runtime(compute_dtype=dtype, attention=chosen, experts=placement)
+    )
 
 
 def for_prompts(runtime: decoder_lib.Runtime) -> decoder_lib.Runtime:

@@ -69,6 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     _target(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
     _overrides(plan)
+    compiler = _verb(
+        verbs, "compile", _compile, "compile the step for a machine that is not here; exact memory"
+    )
+    _config(compiler)
+    _target(compiler)
+    compiler.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    compiler.add_argument("--out", metavar="DIR", help="write JSON, Markdown and a picture here")
+    compiler.add_argument("--hlo", metavar="FILE", help="write the compiled module as text")
+    _overrides(compiler)
     generate = _verb(verbs, "generate", _generate, "complete prompts")
     generate.add_argument("model", help="checkpoint or run directory")
     generate.add_argument("prompts", nargs="+", help="one completion for each")
@@ -192,6 +201,29 @@ def _plan(options: argparse.Namespace) -> int:
     from launch import plan_table
 
     console.Console().print(plan_table.plan_table(made))
+    return EXIT_DONE
+
+
+def _compile(options: argparse.Namespace) -> int:
+    run, _ = _load_run(options)
+    from pathlib import Path
+
+    from launch import target
+    from mistral_jax import compile_run
+    from mistral_jax.report import compiled
+
+    report = compile_run.compile_run(
+        run,
+        target.load_target(options.target),
+        say=lambda line: print(line, file=sys.stderr),
+        keep_text=None if options.hlo is None else Path(options.hlo).write_text,
+    )
+    print(compiled.markdown(report.model_dump(mode="json")), end="")
+    if options.json is not None:
+        compiled.write_json(report.model_dump(mode="json"), options.json)
+    if options.out is not None:
+        compiled.write_all(report.model_dump(mode="json"), options.out)
+    compile_run.check_fit(report)
     return EXIT_DONE
 
 

@@ -80,7 +80,12 @@ def export_artifact(
     )
     with locate.writable_path(destination) as path:
         exported = export.write_adapter(
-            trained, config, adapter, path, base_model=_base_name(model)
+            trained,
+            config,
+            adapter,
+            path,
+            base_model=_base_name(model),
+            is_interleaved=export.has_interleaved_rows(base),
         )
         if expected is None:
             expected = export.reference_logits(model.reader(), config)

@@ -5,6 +5,7 @@ the model refuses before anything is written.
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -119,7 +120,10 @@ def write_model(
     table = names.entries(reader.config, format)
     target = DTYPES[dtype]
     nonfinite = export_checks.NonfiniteWeights()
-    sources = [_source(reader, entry, target, nonfinite) for entry in table]
+    sources = [_source(reader, group, target, nonfinite) for group in _by_tensor(table)]
+    for empty, shape in names.empty_tensors(reader.config, format).items():
+        zeros = functools.partial(np.zeros, shape, target)
+        sources.append(TensorSource(empty, shape, target, zeros))
     if format == "hf":
         config = hf_config.hf_config(fields, dtype)
         if tokenizer is not None:
@@ -146,8 +150,12 @@ def write_adapter(
     destination: Path,
     *,
     base_model: str,
+    is_interleaved: bool = True,
 ) -> Exported:
-    """Write a PEFT adapter folder from our stacked adapter parameters, in float32."""
+    """Write a PEFT adapter folder from our stacked adapter parameters, in float32.
+
+    `is_interleaved` is the rope_interleave of the base model that the adapter will be put on.
+    """
     settings = peft.AdapterSettings(
         rank=adapter.rank,
         alpha=adapter.alpha,
@@ -155,7 +163,13 @@ def write_adapter(
         target_modules=tuple(adapter.target_modules),
         base_model=base_model,
     )
-    table = names.entries(config, "peft", target_modules=adapter.target_modules, rank=adapter.rank)
+    table = names.entries(
+        config,
+        "peft",
+        target_modules=adapter.target_modules,
+        rank=adapter.rank,
+        is_interleaved=is_interleaved,
+    )
     arrays = {path: np.asarray(value) for path, value in params.items()}
     sources = peft.adapter_sources(table, arrays, np.dtype(np.float32))
     written = peft.write_adapter(destination, settings, sources)
@@ -163,12 +177,12 @@ def write_adapter(
 
 
 def load_adapter(
-    folder: Path, config: model_config.DecoderConfig
+    folder: Path, config: model_config.DecoderConfig, *, is_interleaved: bool = True
 ) -> tuple[model_config.LoraAdapter, dict[str, np.ndarray]]:
-    """Read a PEFT adapter folder into our stacked parameters."""
+    """Read a PEFT adapter folder into our stacked parameters; see `write_adapter`."""
     file = peft.AdapterFile(folder)
     layers: dict[str, list[np.ndarray]] = {}
-    for entry in file.entries(config):
+    for entry in file.entries(config, is_interleaved=is_interleaved):
         value = names.from_foreign(file.tensor(entry.foreign_name), entry)
         layers.setdefault(entry.path, []).append(np.asarray(value, np.float32))
     settings = file.settings
@@ -198,11 +212,18 @@ def reload_logits(exported: Exported, base: readers.ParamReader | None = None) -
     if exported.format == "peft":
         if base is None:
             raise ValueError("an adapter is checked on its base model; none was given")
-        adapter, arrays = load_adapter(Path(exported.path), base.config)
+        adapter, arrays = load_adapter(
+            Path(exported.path), base.config, is_interleaved=has_interleaved_rows(base)
+        )
         merged = readers.MergedReader(base, arrays, adapter.scale)
         return reference_logits(merged, base.config)
     reader = weights.open_reader(Path(exported.path))
     return reference_logits(reader, reader.config)
+
+
+def has_interleaved_rows(base: readers.ParamReader) -> bool:
+    """Tell how the files of an adapter's base keep the rows that rotate; ours have pairs."""
+    return base.is_interleaved if isinstance(base, readers.FileReader) else True
 
 
 def with_parity(exported: Exported, expected: np.ndarray, found: np.ndarray) -> Exported:
@@ -223,14 +244,26 @@ def with_perplexity(
     )
 
 
+def _by_tensor(table: list[names.Entry]) -> list[list[names.Entry]]:
+    """Group entries that share a tensor, in the order of its parts."""
+    grouped: dict[str, list[names.Entry]] = {}
+    for entry in table:
+        grouped.setdefault(entry.foreign_name, []).append(entry)
+    return [sorted(group, key=lambda entry: entry.part or (0, 1)) for group in grouped.values()]
+
+
 def _source(
     reader: readers.ParamReader,
-    entry: names.Entry,
+    entries: list[names.Entry],
     dtype: np.dtype,
     nonfinite: export_checks.NonfiniteWeights,
 ) -> TensorSource:
+    """Return a tensor of the export, of one entry or of those that share it."""
+    entry = entries[0]
+    dtype = np.dtype(np.float32) if entry.path in names.FLOAT32_PATHS else dtype
+
     def load() -> np.ndarray:
-        wide = names.to_foreign(reader.read(entry.path, entry.index), entry)
+        wide = names.joined([names.to_foreign(reader.read(e.path, e.index), e) for e in entries])
         with np.errstate(over="ignore", invalid="ignore"):
             narrow = np.asarray(wide, dtype, order="C")
         count = nonfinite.count(entry.foreign_name, narrow)
@@ -261,19 +294,20 @@ def _write_gguf(
         own_dtype = "bfloat16" if is_bfloat16 else "float32"
     label, kind = GGUF_KINDS[dtype], GGUF_KINDS[own_dtype]
     path = destination if destination.suffix == ".gguf" else destination / f"{name}.{label}.gguf"
+    table = names.entries(reader.config, "gguf")
     metadata = gguf_config.gguf_metadata(reader.config.model_dump(), name=name, file_type=kind)
     if tokenizer is not None:
         metadata |= tokenizer.gguf_metadata()
     path.parent.mkdir(parents=True, exist_ok=True)
     sources, nonfinite = [], export_checks.NonfiniteWeights()
-    for entry in names.entries(reader.config, "gguf"):
+    for entry in table:
         # llama.cpp wants norms, biases and routers in F32 whatever the weights are in.
         is_matrix = len(entry.shape) > 1 and not entry.path.endswith("router/kernel")
         own_kind = kind if is_matrix else "F32"
         dtype_in = DTYPES["bfloat16"] if own_kind == "BF16" else np.dtype(np.float32)
         if own_kind == "F16":
             dtype_in = np.dtype(np.float16)
-        sources.append((_source(reader, entry, dtype_in, nonfinite), own_kind))
+        sources.append((_source(reader, [entry], dtype_in, nonfinite), own_kind))
     if own_dtype == dtype:
         gguf_file.write_gguf(path, metadata, sources)
     else:

@@ -38,6 +38,8 @@ from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import weights
 from mistral_jax.nn import attention
+from mistral_jax.nn import expert_parallel
+from mistral_jax.nn import experts
 from mistral_jax.report import write as report
 from mistral_jax.train import loop
 from mistral_jax.train import optimizers
@@ -128,6 +130,8 @@ class _Job:
             definition_lib.define(decoder, adapter=run.adapter, runtime=each)
             for each in (runtime, artifact.for_prompts(runtime))
         )
+        if decoder.ffn.kind == "moe":
+            say(f"experts run by {runtime.experts.implementation}")
         self.weights_path = None
         if run.model.weights is not None:
             self.weights_path = locate.local_path(run.model.weights)
@@ -320,5 +324,14 @@ def _peak_memory_bytes() -> int:
 
 def _runtime(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Runtime:
     dtype = precision.dtype_of(run.precision.compute)
-    name = attention.choose_implementation(plan.attention, plan.platform, dtype)
-    return decoder_lib.Runtime(compute_dtype=dtype, attention=name, remat=plan.remat)
+    placement = expert_parallel.Placement(
+        implementation=experts.choose_implementation("auto", plan.platform, dtype),
+        transport=expert_parallel.choose_transport("auto", plan.platform),
+        buffer_factor=run.stage.experts.buffer_factor,
+    )
+    return decoder_lib.Runtime(
+        compute_dtype=dtype,
+        attention=attention.choose_implementation(plan.attention, plan.platform, dtype),
+        experts=placement,
+        remat=plan.remat,
+    )

@@ -28,3 +28,8 @@ def counter_key(key: PRNGKeyArray, *counters: Integer[Array, ""] | int) -> PRNGK
     for counter in counters:
         key = jax.random.fold_in(key, jnp.uint32(counter))
     return key
+
+
+def counter_keys(key: PRNGKeyArray, count: int) -> list[PRNGKeyArray]:
+    """Return the keys at the counters below `count`."""
+    return [counter_key(key, index) for index in range(count)]

@@ -1,7 +1,7 @@
 """THE table: logical axes to mesh axes. Only this file knows the mesh.
 
 Modules name axes ("embed", "heads"); a plan names mesh sizes; this file joins the two. A
-dimension that its mesh axis does not divide is replicated.
+dimension is split over the longest run of its mesh axes that divides it, or replicated.
 """
 
 from collections.abc import Iterable
@@ -23,16 +23,21 @@ MeshAxes = str | tuple[str, ...] | None
 RULES: dict[str, MeshAxes] = {
     # parameters
     "layer": None,
-    "embed": "fsdp",
+    # Outside the experts the expert axis is one more way to split data and parameters.
+    "embed": ("fsdp", "expert"),
     "mlp": "tensor",
+    # Whole groups where the axis divides them, else the experts of each group.
+    "group": "expert",
     "expert": "expert",
+    "expert_embed": "fsdp",
+    "latent": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "vocab": "tensor",
     "rank": None,
     "norm": None,
     # activations
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "sequence": "context",
     "width": None,
 }
@@ -96,16 +101,26 @@ def spec(
     for axis, size in zip(axes, shape, strict=True):
         if axis is not None and axis not in RULES:
             raise ValueError(f"logical axis {axis!r} is not in the table of sharding.py")
-        mesh_axes = RULES[axis] if axis is not None else None
-        if mesh_axes is None or size % _axis_size(mesh, mesh_axes):
-            parts.append(None)
-            continue
-        names = {mesh_axes} if isinstance(mesh_axes, str) else set(mesh_axes)
+        mesh_axes = _dividing(mesh, RULES[axis], size) if axis is not None else None
+        names = {mesh_axes} if isinstance(mesh_axes, str) else set(mesh_axes or ())
+        if axis == "expert" and used & names:  # the groups are split already
+            mesh_axes, names = None, set()
         if used & names:
             raise ValueError(f"axes {axes} use mesh axis {sorted(used & names)} twice")
         used |= names
         parts.append(mesh_axes)
     return PartitionSpec(*parts)
+
+
+def _dividing(mesh: Mesh | AbstractMesh, mesh_axes: MeshAxes, size: int) -> MeshAxes:
+    """Return the run of mesh axes, from the first, over most devices that divides a dimension."""
+    if isinstance(mesh_axes, str) or mesh_axes is None:
+        return None if mesh_axes and size % _axis_size(mesh, mesh_axes) else mesh_axes
+    runs = [mesh_axes[:length] for length in range(1, len(mesh_axes) + 1)]
+    dividing = [run for run in runs if size % _axis_size(mesh, run) == 0]
+    # The first of the largest: axes of one device are not named.
+    best = max(dividing, key=lambda run: _axis_size(mesh, run), default=None)
+    return best[0] if best is not None and len(best) == 1 else best
 
 
 def named(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

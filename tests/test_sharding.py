@@ -32,7 +32,21 @@ def test_parameters_are_split_as_the_table_says() -> None:
 def test_a_dimension_that_does_not_divide_is_replicated() -> None:
     where = mesh(data=2, fsdp=4, tensor=2)
     assert parts(("embed", "mlp"), (6, 7), where) == (None, None)
-    assert parts(("batch", None), (4, 3), where) == (None, None)
+    assert parts(("batch", None), (3, 3), where) == (None, None)
+
+
+def test_a_dimension_is_split_over_the_longest_run_of_axes_that_divides_it() -> None:
+    where = mesh(data=2, fsdp=4, expert=2)
+    assert parts(("batch", None), (4, 3), where) == ("data", None)
+    assert parts(("embed", "mlp"), (8, 7), where) == (("fsdp", "expert"), "tensor")
+    assert parts(("embed", "mlp"), (4, 7), where) == ("fsdp", "tensor")
+
+
+def test_the_expert_axis_splits_groups_or_else_the_experts_of_each() -> None:
+    axes = ("layer", "group", "expert", "expert_embed", "mlp")
+    where = mesh(fsdp=2, expert=4)
+    assert parts(axes, (1, 8, 4, 2, 2), where) == (None, "expert", None, "fsdp", "tensor")
+    assert parts(axes, (1, 1, 4, 2, 2), where) == (None, None, "expert", "fsdp", "tensor")
 
 
 def test_mistakes_in_axes_are_refused() -> None:

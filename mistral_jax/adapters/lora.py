@@ -4,6 +4,9 @@ y = base(x) + (alpha / rank) * dropout(x) @ A @ B, with A uniform as in PEFT and
 adapted model starts equal to its base. Stacked layers have stacked adapters: A is [L, in, R].
 """
 
+import itertools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,20 +59,21 @@ class LoraLinear(layers.Linear):
 
 
 def adapt(
-    layers_module: nnx.Module, adapter: model_config.LoraAdapter, *, key: PRNGKeyArray
+    stacks: Sequence[nnx.Module], adapter: model_config.LoraAdapter, *, key: PRNGKeyArray
 ) -> None:
-    """Put adapters on the projections of a decoder's stacked layers, in place.
+    """Put adapters on the projections of a decoder's stacks of layers, in place.
 
     Raises:
         ValueError: a requested module is not there, so that adapted == requested always holds.
     """
     adapted: set[str] = set()
-    for room_name in _ROOMS:
-        room = getattr(layers_module, room_name)
-        for name in adapter.target_modules:
+    for index, stack in enumerate(stacks):
+        stack_key = key if index == 0 else rng.counter_key(key, index)
+        for room_name, name in itertools.product(_ROOMS, adapter.target_modules):
+            room = getattr(stack, room_name)
             base = getattr(room, name, None)
             if isinstance(base, layers.Linear):
-                module_key = rng.purpose_key(key, name)
+                module_key = rng.purpose_key(stack_key, name)
                 setattr(room, name, LoraLinear(base, adapter, key=module_key))
                 adapted.add(name)
     missing = set(adapter.target_modules) - adapted

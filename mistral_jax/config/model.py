@@ -15,6 +15,7 @@ from mistral_jax.config.base import Count
 from mistral_jax.config.base import Node
 from mistral_jax.config.base import NonNegative
 from mistral_jax.config.base import Positive
+from mistral_jax.config.base import NonNegativeInt
 
 Reach = int | None
 
@@ -60,8 +61,35 @@ class InterleavedAttention(Node):
         return tuple(self.window if layer == "window" else None for layer in self.period)
 
 
+class LatentAttention(Node):
+    """Multi-head latent attention (MLA, DeepSeek-V2, arXiv:2405.04434): keys and values of all
+    heads are read from one narrow latent a token, which is all that a cache keeps.
+
+    A head's query and key have `content_width` channels without positions and `rotary_width`
+    rotated ones; the rotated key is shared by all heads.
+
+    Attributes:
+        query_rank: the queries' own bottleneck; None where they come straight from the width.
+        latent_rank: of keys and values together.
+        content_width, rotary_width, value_width: channels of one head.
+    """
+
+    kind: Literal["latent"] = "latent"
+    query_rank: Count | None = None
+    latent_rank: Count
+    content_width: Count
+    rotary_width: Count
+    value_width: Count
+
+    @property
+    def reaches(self) -> tuple[Reach, ...]:
+        """How many keys a query may see, itself included, layer by layer; None is all."""
+        return (None,)
+
+
 Attention = Annotated[
-    FullAttention | WindowAttention | InterleavedAttention, Field(discriminator="kind")
+    FullAttention | WindowAttention | InterleavedAttention | LatentAttention,
+    Field(discriminator="kind"),
 ]
 
 
@@ -72,24 +100,69 @@ class DenseFfn(Node):
     width: Count
 
 
+class SoftmaxRouter(Node):
+    """Scores are a softmax over all experts (Mixtral, arXiv:2401.04088)."""
+
+    kind: Literal["softmax"] = "softmax"
+
+
+class SigmoidRouter(Node):
+    """Scores are independent sigmoids, and a bias that no gradient moves balances the choice.
+
+    The bias decides who is chosen, never how much a chosen expert counts (DeepSeek-V3,
+    arXiv:2412.19437, section 2.1.2); `stage.experts.bias_rate` moves it.
+    """
+
+    kind: Literal["sigmoid"] = "sigmoid"
+
+
+Router = Annotated[SoftmaxRouter | SigmoidRouter, Field(discriminator="kind")]
+
+
 class MoeFfn(Node):
     """A mixture of SwiGLU experts, of which each token uses the `top_k` that its router favours.
 
-    Weights are a softmax over all experts, renormalised over the chosen ones (Mixtral,
-    arXiv:2401.04088).
+    A token first chooses `groups_per_token` groups, each by the sum of its two best scores, then
+    its experts among theirs. Their weights are their scores, divided by the sum.
 
     Attributes:
         width: of one expert.
         num_experts: in all groups together.
         num_groups: experts are stored by group, [group, expert in group].
+        group_names: what the groups are called, where they are domains.
+        groups_per_token: how many a token may use; None is all.
         top_k: experts of a token.
+        router: how scores come about.
+        weights_scale: factor on the weights after the division.
+        is_normalised: whether the weights are divided by their sum.
+        num_shared_experts: experts that every token uses, beside its `top_k`.
+        num_dense_layers: first layers that have a dense feed-forward instead.
+        dense_width: its width.
     """
 
     kind: Literal["moe"] = "moe"
     width: Count
     num_experts: Count
     num_groups: Count = 1
+    group_names: tuple[str, ...] = ()
+    groups_per_token: Count | None = None
     top_k: Count
+    router: Router = SoftmaxRouter()
+    weights_scale: Positive = 1.0
+    is_normalised: bool = True
+    num_shared_experts: NonNegativeInt = 0
+    num_dense_layers: NonNegativeInt = 0
+    dense_width: Count | None = None
+
+    @property
+    def group_size(self) -> int:
+        """How many experts a group has."""
+        return self.num_experts // self.num_groups
+
+    @property
+    def chosen_groups(self) -> int:
+        """How many groups a token may use."""
+        return self.groups_per_token or self.num_groups
 
     @model_validator(mode="after")
     def _check_experts(self) -> "MoeFfn":
@@ -98,10 +171,25 @@ class MoeFfn(Node):
                 f"num_experts ({self.num_experts}) must be a multiple of "
                 f"num_groups ({self.num_groups})"
             )
-        if self.top_k > self.num_experts:
+        if self.chosen_groups > self.num_groups:
             raise ValueError(
-                f"top_k ({self.top_k}) must not be above num_experts ({self.num_experts})"
+                f"groups_per_token ({self.groups_per_token}) must not be above "
+                f"num_groups ({self.num_groups})"
             )
+        available = self.chosen_groups * self.group_size
+        if self.top_k > available:
+            raise ValueError(
+                f"top_k ({self.top_k}) must not be above the {available} experts of the "
+                f"{self.chosen_groups} groups that a token may use"
+                if self.num_groups > 1
+                else f"top_k ({self.top_k}) must not be above num_experts ({self.num_experts})"
+            )
+        if self.group_names and len(self.group_names) != self.num_groups:
+            raise ValueError(
+                f"group_names has {len(self.group_names)} names for {self.num_groups} groups"
+            )
+        if self.num_dense_layers and self.dense_width is None:
+            raise ValueError(f"dense_width is needed for {self.num_dense_layers} dense layers")
         return self
 
 
@@ -193,14 +281,57 @@ class DecoderConfig(Node):
                 f"num_heads ({self.num_heads}) must be a multiple of "
                 f"num_kv_heads ({self.num_kv_heads})"
             )
-        if self.head_width % 2:
-            raise ValueError(f"head_width must be even for rotary positions, got {self.head_width}")
+        latent = self.attention if self.attention.kind == "latent" else None
+        if latent is not None:
+            width = latent.content_width + latent.rotary_width
+            if self.head_width != width or self.num_kv_heads != self.num_heads:
+                raise ValueError(
+                    f"latent attention has as many key heads as heads ({self.num_heads}), of "
+                    f"content_width + rotary_width ({width}); got num_kv_heads "
+                    f"{self.num_kv_heads}, head_width {self.head_width}"
+                )
+            if self.qkv_bias:
+                raise ValueError("latent attention has no qkv_bias")
+        if self.rotary_width % 2:
+            raise ValueError(
+                f"{'rotary_width' if latent else 'head_width'} must be even for rotary positions, "
+                f"got {self.rotary_width}"
+            )
         if self.num_layers % len(self.attention.reaches):
             raise ValueError(
                 f"num_layers ({self.num_layers}) must be a multiple of the attention's period "
                 f"({len(self.attention.reaches)})"
             )
+        if self.num_dense_layers and len(self.attention.reaches) > 1:
+            raise ValueError("num_dense_layers needs an attention without interleaved layers")
+        if self.num_dense_layers >= self.num_layers:
+            raise ValueError(
+                f"num_dense_layers ({self.num_dense_layers}) must be below num_layers "
+                f"({self.num_layers}), or the feed-forward dense"
+            )
         return self
+
+    @property
+    def num_dense_layers(self) -> int:
+        """How many first layers of a mixture have a dense feed-forward."""
+        return self.ffn.num_dense_layers if self.ffn.kind == "moe" else 0
+
+    @property
+    def stack_depths(self) -> tuple[int, ...]:
+        """Layers of each stack of equal layers, in the order in which they run."""
+        dense = self.num_dense_layers
+        return (dense, self.num_layers - dense) if dense else (self.num_layers,)
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels of a head that rotate."""
+        latent = self.attention.kind == "latent"
+        return self.attention.rotary_width if latent else self.head_width
+
+    @property
+    def value_width(self) -> int:
+        """Channels of a head's values."""
+        return self.attention.value_width if self.attention.kind == "latent" else self.head_width
 
 
 class PresetModel(Node):
@@ -220,7 +351,10 @@ class CheckpointModel(Node):
 
 Model = Annotated[DecoderConfig | PresetModel | CheckpointModel, Field(discriminator="kind")]
 
-TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TargetModule = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj",
+]  # fmt: skip
 ALL_TARGET_MODULES: tuple[TargetModule, ...] = (
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
@@ -233,7 +367,11 @@ class NoAdapter(Node):
 
 
 class LoraAdapter(Node):
-    """Low-rank adapters on named projections (arXiv:2106.09685); the base stays frozen."""
+    """Low-rank adapters on named projections (arXiv:2106.09685); the base stays frozen.
+
+    The default is every projection of a dense model. Latent attention has q_a_proj, q_b_proj (or
+    q_proj), kv_a_proj, kv_b_proj and o_proj; kv_a_proj is PEFT's kv_a_proj_with_mqa.
+    """
 
     kind: Literal["lora"] = "lora"
     rank: Count

@@ -1,9 +1,17 @@
-"""The optimizer and its learning-rate schedule."""
+"""The optimizer, its learning-rate schedule, and what its state weighs.
 
+Muon works on hidden matrices alone: the kernels of the stacked layers, the router's aside.
+"""
+
+import math
 from typing import Annotated
+from typing import Any
 from typing import Literal
 
+from pydantic import Discriminator
 from pydantic import Field
+from pydantic import Tag
+from pydantic import model_validator
 
 from mistral_jax.config.base import BelowOne
 from mistral_jax.config.base import Count
@@ -38,19 +46,144 @@ class ConstantSchedule(Node):
 Schedule = Annotated[CosineSchedule | WsdSchedule | ConstantSchedule, Field(discriminator="kind")]
 
 
-class AdamW(Node):
-    """AdamW (arXiv:1711.05101); weight decay spares norms, biases and embeddings."""
+# A factored second moment pays off from this many rows and columns (arXiv:1804.04235's code).
+MIN_FACTORED_SIZE = 128
+# A bfloat16 number does not change by less than its 2**-8th part: a moment that decays more slowly
+# would never decay.
+MAX_BFLOAT16_BETA = 0.99
 
-    kind: Literal["adamw"] = "adamw"
+Moments = Literal["float32", "bfloat16"]
+BYTES_OF = {"float32": 4, "bfloat16": 2}
+
+
+class _Shared(Node):
+    """What every optimizer has."""
+
+    kind: str
     learning_rate: Positive
     warmup_steps: NonNegativeInt = 0
     max_steps: Count
     schedule: Schedule = CosineSchedule()
-    beta1: BelowOne = 0.9
-    beta2: BelowOne = 0.95
-    epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive | None = 1.0
 
 
-Optimizer = AdamW
+class _WithMoments(_Shared):
+    """AdamW's numbers; `moments` is how the state is stored, it is computed in float32."""
+
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.95
+    epsilon: Positive = 1e-8
+    moments: Moments = "float32"
+
+    @model_validator(mode="after")
+    def _moments_can_decay(self) -> "_WithMoments":
+        slowest = max(self.beta1, self.beta2)
+        if self.moments == "bfloat16" and slowest > MAX_BFLOAT16_BETA:
+            raise ValueError(
+                f"moments in bfloat16 need beta1 and beta2 up to {MAX_BFLOAT16_BETA}, got "
+                f"{slowest}: a slower moment would never decay; use moments: float32"
+            )
+        return self
+
+
+class AdamW(_WithMoments):
+    """AdamW (arXiv:1711.05101); weight decay spares norms, biases and embeddings."""
+
+    kind: Literal["adamw"] = "adamw"
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of state for each trained parameter."""
+        return 2 * BYTES_OF[self.moments]
+
+    def array_state_bytes(self, path: str, shape: tuple[int, ...]) -> int:
+        """Return the bytes of state of one trained array."""
+        return 2 * BYTES_OF[self.moments] * math.prod(shape)
+
+
+class Muon(_WithMoments):
+    """Muon for hidden matrices (arXiv:2502.16982), AdamW for everything else.
+
+    Attributes:
+        momentum: decay of the matrices' momentum, Nesterov's.
+        update_rms: size of a matrix's update, before the learning rate; 0.2 is what AdamW's
+            updates have, so that its learning rates and weight decay carry over.
+    """
+
+    kind: Literal["muon"] = "muon"
+    momentum: BelowOne = 0.95
+    update_rms: Positive = 0.2
+
+    @model_validator(mode="after")
+    def _momentum_can_decay(self) -> "Muon":
+        if self.moments == "bfloat16" and self.momentum > MAX_BFLOAT16_BETA:
+            raise ValueError(
+                f"moments in bfloat16 need a momentum up to {MAX_BFLOAT16_BETA}, got "
+                f"{self.momentum}; use moments: float32"
+            )
+        return self
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of state for each parameter of a hidden matrix."""
+        return BYTES_OF[self.moments]
+
+    def array_state_bytes(self, path: str, shape: tuple[int, ...]) -> int:
+        """Return the bytes of state of one trained array."""
+        copies = 1 if is_hidden_matrix(path) else 2
+        return copies * BYTES_OF[self.moments] * math.prod(shape)
+
+
+class Adafactor(_Shared):
+    """Adafactor (arXiv:1804.04235): the second moment as a row and a column, no first moment.
+
+    Updates are not scaled by the parameter's size, so that AdamW's learning rates are of the right
+    order (arXiv:2106.04560).
+
+    Attributes:
+        decay_exponent: the second moment of step t decays by 1 - t ** -decay_exponent.
+        max_update_rms: a larger update is scaled down to it.
+    """
+
+    kind: Literal["adafactor"] = "adafactor"
+    decay_exponent: Annotated[float, Field(gt=0, le=1)] = 0.8
+    max_update_rms: Positive = 1.0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of state for each parameter of a large matrix: next to nothing."""
+        return 0
+
+    def array_state_bytes(self, path: str, shape: tuple[int, ...]) -> int:
+        """Return the bytes of state of one trained array, placeholders of 4 bytes included."""
+        size = math.prod(shape)
+        *_, second, largest = (0, 0, *sorted(shape))
+        if second < MIN_FACTORED_SIZE:
+            return 4 * (size + 2)
+        return 4 * (size // largest + size // second + 1)
+
+
+def is_hidden_matrix(path: str) -> bool:
+    """Tell whether a parameter is a matrix inside the stack, or a stack of such; no router is."""
+    *_, parent, name = ("", *path.split("/"))
+    is_stacked = path.startswith(("layers/", "dense_layers/"))
+    return is_stacked and name == "kernel" and parent != "router"
+
+
+def _kind_of(value: Any) -> str:
+    kind = value.get("kind", "adamw") if isinstance(value, dict) else getattr(value, "kind", "")
+    return str(kind)
+
+
+# Not `discriminator="kind"`: a config without a kind means AdamW.
+Optimizer = Annotated[
+    Annotated[AdamW, Tag("adamw")]
+    | Annotated[Muon, Tag("muon")]
+    | Annotated[Adafactor, Tag("adafactor")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="optimizer_kind",
+        custom_error_message="kind should be adamw, muon or adafactor",
+    ),
+]

@@ -1,4 +1,4 @@
-"""Shapes known by name, one for each published text model; several releases may share one.
+"""Shapes known by name: published text models, of which several may share one, and our own (msem).
 
 Figures are from the checkpoints' own configurations or from public code that loads them; those
 marked `recalled` were not read from an official file. Only shapes live here: weights, tokenizers
@@ -12,8 +12,11 @@ from mistral_jax.config.model import DecoderConfig
 from mistral_jax.config.model import DefaultRope
 from mistral_jax.config.model import DenseFfn
 from mistral_jax.config.model import InterleavedAttention
+from mistral_jax.config.model import LatentAttention
 from mistral_jax.config.model import LogQueryScaling
 from mistral_jax.config.model import MoeFfn
+from mistral_jax.config.model import SigmoidRouter
+from mistral_jax.config.model import SoftmaxRouter
 from mistral_jax.config.model import WindowAttention
 from mistral_jax.config.model import YarnRope
 
@@ -72,6 +75,152 @@ _LARGE_2 = _like(
     max_positions=131072,
 )
 
+_DEEPSEEK_V3 = DecoderConfig(
+    num_layers=61,
+    width=7168,
+    num_heads=128,
+    num_kv_heads=128,
+    head_width=192,
+    vocab_size=129280,
+    ffn=MoeFfn(
+        width=2048,
+        num_experts=256,
+        num_groups=8,
+        groups_per_token=4,
+        top_k=8,
+        router=SigmoidRouter(),
+        weights_scale=2.5,
+        num_shared_experts=1,
+        num_dense_layers=3,
+        dense_width=18432,
+    ),
+    attention=LatentAttention(
+        query_rank=1536, latent_rank=512, content_width=128, rotary_width=64, value_width=128
+    ),
+    rope=YarnRope(
+        theta=1e4, factor=40.0, original_max_positions=4096, mscale=1.0, mscale_all_dim=1.0
+    ),
+    norm_epsilon=1e-6,
+    max_positions=163840,
+)
+# YaRN without any gain, as params.json's `apply_scale: false` says of both.
+_LARGE_3 = _like(
+    _DEEPSEEK_V3,
+    vocab_size=131072,
+    ffn=MoeFfn(
+        width=4096,
+        num_experts=128,
+        top_k=4,
+        num_shared_experts=1,
+        num_dense_layers=3,
+        dense_width=16384,
+    ),
+    rope=YarnRope(theta=1e4, factor=36.0, original_max_positions=8192, attention_factor=1.0),
+    query_scaling=LogQueryScaling(beta=0.1, period=8192),
+    max_positions=294912,
+)
+_SMALL_4 = _like(
+    _LARGE_3,
+    num_layers=36,
+    width=4096,
+    num_heads=32,
+    num_kv_heads=32,
+    head_width=128,
+    ffn=MoeFfn(width=2048, num_experts=128, top_k=4, num_shared_experts=1),
+    attention=LatentAttention(
+        query_rank=1024, latent_rank=256, content_width=64, rotary_width=64, value_width=128
+    ),
+    rope=YarnRope(theta=1e4, factor=128.0, original_max_positions=8192, attention_factor=1.0),
+    max_positions=1048576,
+)
+
+# The sparse model that this project is for: a group of experts for each domain.
+DOMAINS = (
+    "code", "math", "language", "reasoning", "multimodal", "scientific", "creative", "general",
+)  # fmt: skip
+
+
+def _domain_experts(**fields: Any) -> MoeFfn:
+    own = {"router": SigmoidRouter(), "weights_scale": 2.5} | fields
+    return MoeFfn(num_groups=len(DOMAINS), group_names=DOMAINS, **own)
+
+
+_MSEM_671B = _like(
+    _DEEPSEEK_V3,
+    vocab_size=131072,
+    ffn=_domain_experts(
+        width=2048,
+        num_experts=256,
+        groups_per_token=3,
+        top_k=24,
+        num_shared_experts=1,
+        num_dense_layers=3,
+        dense_width=18432,
+    ),
+    rope=_DEEPSEEK_V3.rope.model_copy(update={"factor": 64.0}),
+    max_positions=262144,
+)
+_MSEM_1_6B = _like(
+    _MSEM_671B,
+    num_layers=16,
+    width=1024,
+    num_heads=16,
+    num_kv_heads=16,
+    vocab_size=32768,
+    ffn=_domain_experts(
+        width=512, num_experts=64, groups_per_token=3, top_k=6, num_dense_layers=1, dense_width=4096
+    ),
+    attention=_DEEPSEEK_V3.attention.model_copy(update={"query_rank": 256, "latent_rank": 128}),
+)
+_MSEM_16B = _like(
+    _MSEM_1_6B,
+    num_layers=27,
+    width=2048,
+    vocab_size=131072,
+    ffn=_domain_experts(
+        width=1408,
+        num_experts=64,
+        groups_per_token=3,
+        top_k=6,
+        num_shared_experts=1,
+        num_dense_layers=1,
+        dense_width=11264,
+    ),
+    attention=_DEEPSEEK_V3.attention.model_copy(update={"query_rank": 768}),
+)
+_MSEM_TINY = _like(
+    _MSEM_671B,
+    num_layers=4,
+    width=256,
+    num_heads=4,
+    num_kv_heads=4,
+    head_width=80,
+    vocab_size=4096,
+    ffn=_domain_experts(
+        width=128, num_experts=16, groups_per_token=2, top_k=2, num_dense_layers=1, dense_width=1024
+    ),
+    attention=LatentAttention(
+        query_rank=48, latent_rank=32, content_width=64, rotary_width=16, value_width=64
+    ),
+)
+_MSEM_671B_GQA = _like(
+    _7B_V0_3,
+    num_layers=70,
+    width=6144,
+    num_heads=48,
+    vocab_size=131072,
+    ffn=_domain_experts(
+        width=4096,
+        num_experts=128,
+        groups_per_token=3,
+        top_k=12,
+        num_shared_experts=1,
+        num_dense_layers=2,
+        dense_width=24576,
+        router=SoftmaxRouter(),
+    ),
+)
+
 PRESETS: dict[str, DecoderConfig] = {
     "mistral_7b_v0_1": _like(
         _7B_V0_3,
@@ -115,6 +264,14 @@ PRESETS: dict[str, DecoderConfig] = {
     "devstral_2": _like(
         _LARGE_2, vocab_size=131072, rope=_MINISTRAL_3_8B.rope, max_positions=262144
     ),
+    "mistral_large_3": _LARGE_3,
+    "mistral_small_4": _SMALL_4,
+    "deepseek_v3": _DEEPSEEK_V3,
+    "msem_tiny": _MSEM_TINY,
+    "msem_1_6b": _MSEM_1_6B,
+    "msem_16b": _MSEM_16B,
+    "msem_671b": _MSEM_671B,
+    "msem_671b_gqa": _MSEM_671B_GQA,
     "qwen2_5_3b": DecoderConfig(
         num_layers=36,
         width=2048,
@@ -167,6 +324,14 @@ RELEASES: dict[str, Release] = {
     "devstral_2": Release(
         "Devstral 2, Mistral Medium 3.5", ("v13",), ("num_layers", "width", "rope")
     ),
+    "mistral_large_3": Release("Mistral Large 3 675B", ("v13",), ("chat format",)),
+    "mistral_small_4": Release("Mistral Small 4 119B", ("v13", "v15"), ("chat format",)),
+    "deepseek_v3": Release("DeepSeek-V3, R1 671B"),
+    "msem_tiny": Release("msem-tiny, for tests (ours)"),
+    "msem_1_6b": Release("msem-1.6b (ours)"),
+    "msem_16b": Release("msem-16b (ours)"),
+    "msem_671b": Release("msem-671b (ours)"),
+    "msem_671b_gqa": Release("msem-671b with grouped-query attention (ours)"),
     "qwen2_5_3b": Release("Qwen2.5 3B", (), ("every field",)),
     "smollm2_135m": Release("SmolLM2 135M"),
 }

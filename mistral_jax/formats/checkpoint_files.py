@@ -11,9 +11,14 @@ from collections.abc import Callable
 from collections.abc import Iterable
 
 from mistral_jax.formats import pickles
+from mistral_jax.formats.safetensors_file import CONSOLIDATED_INDEX_NAME
 from mistral_jax.formats.safetensors_file import INDEX_NAME
 
-HEADERS = ("config.json", "params.json", "adapter_config.json", INDEX_NAME)
+HEADERS = (
+    "config.json", "params.json", "adapter_config.json", INDEX_NAME, CONSOLIDATED_INDEX_NAME,
+)  # fmt: skip
+_CONSOLIDATED_HEADERS = ("config.json", "params.json", CONSOLIDATED_INDEX_NAME)
+_NOT_OF_HUGGING_FACE = ("params.json", CONSOLIDATED_INDEX_NAME)
 TEXT = (
     "added_tokens.json", "chat_template.json", "*.jinja", "generation_config.json", "merges.txt",
     "special_tokens_map.json", "tekken.json", "tokenizer.json", "tokenizer.model*",
@@ -63,12 +68,12 @@ def choose(names: Iterable[str], read: Callable[[str], bytes], where: str) -> Ch
     text = _matching(present, TEXT)
     if INDEX_NAME in present or SINGLE in present:
         weights = _sharded(present, read, where) if INDEX_NAME in present else (SINGLE,)
-        headers = [name for name in present if name in HEADERS and name != "params.json"]
+        headers = [n for n in present if n in HEADERS and n not in _NOT_OF_HUGGING_FACE]
         if INDEX_NAME not in present or weights:
             return CheckpointFiles(tuple(headers), text, weights)
     consolidated = _matching(present, (CONSOLIDATED,))
     if "params.json" in present and consolidated:
-        headers = [name for name in present if name in ("config.json", "params.json")]
+        headers = [name for name in present if name in _CONSOLIDATED_HEADERS]
         return CheckpointFiles(tuple(headers), text, consolidated)
     if INDEX_NAME in present:
         missing = sorted(_shards(read(INDEX_NAME), f"{where}: {INDEX_NAME}") - set(present))

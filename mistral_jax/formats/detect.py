@@ -3,7 +3,8 @@
 Kinds: `hf` (folder with config.json and safetensors), `gguf` (one file, or a folder with exactly
 one), `consolidated` (Mistral's params.json and consolidated*.safetensors). Reads headers only;
 a tensor's bytes are touched when `tensor` is called. Of a multimodal checkpoint the text model is
-seen, under the names that it has alone; FP8 weights come out multiplied by their scales.
+seen, under the names that it has alone, without the layers that predict further tokens; FP8
+weights come out multiplied by their scales.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from mistral_jax.formats.fields import read_json_object
 from mistral_jax.formats.gguf_file import GgufFile
 from mistral_jax.formats.names import DecoderShape
 from mistral_jax.formats.names import Entry
+from mistral_jax.formats.safetensors_file import CONSOLIDATED_INDEX_NAME
 from mistral_jax.formats.safetensors_file import INDEX_NAME
 from mistral_jax.formats.safetensors_file import SafetensorsReader
 
@@ -33,6 +35,11 @@ _TEXT_PREFIXES = (
     ("model.language_model.", "lm_head.weight"),
 )
 FP8_BLOCK = 128
+# What a mixture has where its fields are silent; the config's own defaults.
+_FFN = {
+    "num_groups": 1, "router": {"kind": "softmax"}, "weights_scale": 1.0, "is_normalised": True,
+    "num_shared_experts": 0, "num_dense_layers": 0, "dense_width": None,
+}  # fmt: skip
 
 
 class WeightsFile:
@@ -43,7 +50,8 @@ class WeightsFile:
         kind: the format, as `names.entries` spells it: hf, gguf or consolidated.
         hf_config: the content of config.json (or params.json); empty for GGUF.
         metadata: the file's own metadata (all of a GGUF's, the header's of safetensors).
-        left_out: tensors beside the text model: towers, projectors, scales of activations.
+        left_out: tensors beside the text model: towers, projectors, layers for multi-token
+            prediction, scales of activations.
     """
 
     def __init__(
@@ -57,7 +65,11 @@ class WeightsFile:
         self._reader = reader
         self.metadata: Mapping[str, Any] = reader.metadata
         stored = reader.names()
-        self._stored = _text_names(stored) if kind == "hf" else {name: name for name in stored}
+        self._stored = (
+            _without_prediction_layers(_text_names(stored), config)
+            if kind == "hf"
+            else {name: name for name in stored}
+        )
         scales = _scale_names(self._stored)
         self._scales = {name: scale for name, scale in scales.items() if self._is_fp8(name)}
         used = set(self._scales.values())
@@ -117,7 +129,7 @@ class WeightsFile:
         decoder = self._decoder_config()
         # Checked here, before anything is listed layer by layer: headers may claim any number.
         counts = {"layers": decoder["num_layers"]}
-        if self.kind != "gguf":  # which stacks the experts of a layer
+        if not self._has_stacked_experts():
             counts["experts"] = decoder["ffn"].get("num_experts", 1)
         for what, count in counts.items():
             if count > len(self._stored):
@@ -127,6 +139,10 @@ class WeightsFile:
                     f"another model's"
                 )
         return decoder
+
+    def _has_stacked_experts(self) -> bool:
+        """Tell whether a tensor holds all experts of a layer, as in GGUF and mistral4."""
+        return self.kind == "gguf" or any(n.endswith(".experts.down_proj") for n in self._stored)
 
     def _decoder_config(self) -> dict[str, Any]:
         if isinstance(self._reader, GgufFile):
@@ -155,7 +171,7 @@ class WeightsFile:
                 the expected and the found shape.
         """
         shape = decoder_shape(self.decoder_config()) if shape is None else shape
-        table = names.entries(shape, self.kind)
+        table = names.entries(shape, self.kind, is_interleaved=self.is_interleaved())
         present = set(self.names())
         for entry in table:
             if entry.foreign_name not in present:
@@ -170,6 +186,29 @@ class WeightsFile:
                     f"one model"
                 )
         return table
+
+    def is_interleaved(self) -> bool:
+        """Tell whether latent attention's rotating rows lie in pairs; see `names.entries`."""
+        if self.kind != "hf":
+            return True
+        return hf_config.is_interleaved(self.hf_config, self._config_path())
+
+
+def _without_prediction_layers(
+    stored: Mapping[str, str], config: Mapping[str, Any]
+) -> dict[str, str]:
+    """Leave out the layers behind the last, with which DeepSeek-V3 guesses further tokens."""
+    text = config.get("text_config", config)
+    depth = text.get("num_hidden_layers") if isinstance(text, dict) else None
+    if type(depth) is not int or not text.get("num_nextn_predict_layers"):
+        return dict(stored)
+    found = {}
+    for name, place in stored.items():
+        layer = name.removeprefix("model.layers.").partition(".")[0]
+        is_layer = name.startswith("model.layers.") and layer.isdecimal() and len(layer) < 10
+        if not (is_layer and int(layer) >= depth):
+            found[name] = place
+    return found
 
 
 def _text_names(stored: list[str]) -> dict[str, str]:
@@ -203,6 +242,8 @@ def _scaled(array: np.ndarray, scale: np.ndarray, where: str) -> np.ndarray:
     Raises:
         ValueError: the blocks do not cover the matrix.
     """
+    if array.ndim == 3 and scale.shape[:1] == array.shape[:1]:  # a layer's experts, one by one
+        return np.stack([_scaled(one, own, where) for one, own in zip(array, scale, strict=True)])
     wide = array.astype(np.float32)
     if scale.size == 1:
         return (wide * scale.reshape(())).astype(ml_dtypes.bfloat16)
@@ -217,8 +258,12 @@ def _scaled(array: np.ndarray, scale: np.ndarray, where: str) -> np.ndarray:
 
 def decoder_shape(decoder: Mapping[str, Any]) -> DecoderShape:
     """Give plain decoder fields the attributes that the name tables read."""
-    ffn = SimpleNamespace(**{"num_groups": 1, **decoder["ffn"]})
-    shape: Any = SimpleNamespace(**{**decoder, "ffn": ffn})
+    ffn = SimpleNamespace(**{**_FFN, **decoder["ffn"]})
+    ffn.router = SimpleNamespace(**ffn.router)
+    attention = SimpleNamespace(
+        **{"query_rank": None, **decoder.get("attention", {"kind": "full"})}
+    )
+    shape: Any = SimpleNamespace(**{**decoder, "ffn": ffn, "attention": attention})
     return shape
 
 
@@ -256,7 +301,12 @@ def _open_folder(path: Path) -> WeightsFile:
         return WeightsFile(path, "hf", SafetensorsReader(path), config)
     if (path / "params.json").exists():
         params = read_json_object(path / "params.json")
-        reader = SafetensorsReader(_single(path, "consolidated*.safetensors"))
+        has_shards = (path / CONSOLIDATED_INDEX_NAME).exists()
+        reader = (
+            SafetensorsReader(path, index_name=CONSOLIDATED_INDEX_NAME)
+            if has_shards
+            else SafetensorsReader(_single(path, "consolidated*.safetensors"))
+        )
         return WeightsFile(path, "consolidated", reader, params)
     file = _single(path, "*.gguf")
     return WeightsFile(file, "gguf", GgufFile(file), {})

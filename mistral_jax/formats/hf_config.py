@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mistral_jax.formats import hf_latent
 from mistral_jax.formats.fields import Fields
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -33,13 +34,13 @@ MODEL_TYPES = {
     "ministral3": Defaults(262144, 1e-5, num_kv_heads=8, theta=1e6),
     "llama": Defaults(2048),
     "qwen2": Defaults(32768, num_kv_heads=32),
+    "deepseek_v3": Defaults(4096),
+    "mistral4": Defaults(1048576),
 }
 # Text models inside a multimodal one; what sees and hears is left out.
 WRAPPERS = ("mistral3", "llava")
 # Known, and not computed: what to say.
 KNOWN_UNSUPPORTED = {
-    "mistral4": "Mistral Small 4 (latent attention and a mixture of 128 experts)",
-    "deepseek_v3": "Mistral Large 3 or DeepSeek-V3 (latent attention and a mixture of experts)",
     "mistral_large4": "Mistral Large 4 (indexed sparse attention over a shared latent cache)",
     "mistral_large4_text": "Mistral Large 4 (indexed sparse attention over a shared latent cache)",
     "voxtral": "Voxtral (audio)",
@@ -94,18 +95,32 @@ def decoder_from_hf(config: Mapping[str, Any], path: Path | str, *, has_head: bo
         fields.refuse_unless(name, (False,))
     width, num_heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     max_positions = fields.count("max_position_embeddings", defaults.max_positions)
-    rope, query_scaling = _rope(fields, defaults, max_positions)
     num_layers = fields.count("num_hidden_layers")
+    num_kv_heads = fields.count("num_key_value_heads", defaults.num_kv_heads or num_heads)
+    fractions: tuple[float | int, ...] = (1.0, 1)
+    if model_type in hf_latent.ROUTERS:
+        attention = hf_latent.attention(fields, num_heads)
+        fractions = hf_latent.rotary_fractions(model_type, attention)
+        head_width = attention["content_width"] + attention["rotary_width"]
+        ffn = hf_latent.ffn(fields, model_type, num_layers)
+    else:
+        attention = _attention(fields, model_type, defaults, num_layers)
+        head_width = fields.count("head_dim", width // num_heads)
+        ffn = _ffn(fields, model_type)
+    has_rope = fields.get("rope_parameters") or fields.get("rope_scaling")
+    if model_type == "mistral4" and not has_rope:
+        raise fields.error("rope_parameters", None, "an object, as every mistral4 has it")
+    rope, query_scaling = _rope(fields, defaults, max_positions, fractions)
     return {
         "kind": "decoder",
         "num_layers": num_layers,
         "width": width,
         "num_heads": num_heads,
-        "num_kv_heads": fields.count("num_key_value_heads", defaults.num_kv_heads or num_heads),
-        "head_width": fields.count("head_dim", width // num_heads),
+        "num_kv_heads": num_kv_heads,
+        "head_width": head_width,
         "vocab_size": fields.count("vocab_size"),
-        "ffn": _ffn(fields, model_type),
-        "attention": _attention(fields, model_type, defaults, num_layers),
+        "ffn": ffn,
+        "attention": attention,
         "rope": rope,
         "query_scaling": query_scaling,
         "norm_epsilon": fields.number("rms_norm_eps", defaults.epsilon),
@@ -116,6 +131,11 @@ def decoder_from_hf(config: Mapping[str, Any], path: Path | str, *, has_head: bo
         "qkv_bias": model_type == "qwen2",
         "max_positions": max_positions,
     }
+
+
+def is_interleaved(config: Mapping[str, Any], path: Path | str) -> bool:
+    """Tell whether the rows of latent attention that rotate lie in pairs, and not in halves."""
+    return Fields(text_config(config, path), path).flag("rope_interleave", True)
 
 
 def _check_quantization(fields: Fields) -> None:
@@ -181,8 +201,13 @@ def attention_of_layers(layers: list[str], window: int | None) -> dict:
     return {"kind": "interleaved", "window": window, "period": layers[:period]}
 
 
-def _rope(fields: Fields, defaults: Defaults, max_positions: int) -> tuple[dict, dict]:
-    """Read rotary options: `rope_parameters` (transformers 5), or rope_theta and rope_scaling."""
+def _rope(
+    fields: Fields, defaults: Defaults, max_positions: int, fractions: tuple[float | int, ...]
+) -> tuple[dict, dict]:
+    """Read rotary options: `rope_parameters` (transformers 5), or rope_theta and rope_scaling.
+
+    `fractions` are what partial_rotary_factor may be.
+    """
     options: dict[str, Any] = {}
     where = "rope_parameters"
     for name in ("rope_scaling", "rope_parameters"):
@@ -192,12 +217,12 @@ def _rope(fields: Fields, defaults: Defaults, max_positions: int) -> tuple[dict,
         if found:
             options, where = {**options, **found}, name
     for source in (fields, Fields(options, f"{fields.path}: {where}")):
-        source.refuse_unless("partial_rotary_factor", (1.0, 1))
+        source.refuse_unless("partial_rotary_factor", fractions)
     inner = Fields(options, f"{fields.path}: {where}")
     theta = inner.number("rope_theta", fields.number("rope_theta", defaults.theta))
     kind = options.get("rope_type", options.get("type", "default")) or "default"
     scaling: dict = {"kind": "none"}
-    if options.get("llama_4_scaling_beta") is not None:
+    if options.get("llama_4_scaling_beta"):  # mistral4 must have it, and says 0 for none
         scaling = {
             "kind": "log",
             "beta": inner.number("llama_4_scaling_beta"),
@@ -240,9 +265,14 @@ def hf_config(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} for config.json: expected one of {', '.join(DTYPES)}")
-    model_type, architecture = _model_type(decoder)
     attention, rope, ffn = decoder["attention"], decoder["rope"], decoder["ffn"]
+    is_latent = attention["kind"] == "latent"
+    model_type, architecture = (hf_latent.model_type if is_latent else _model_type)(decoder)
     options = rope_parameters(rope, decoder["query_scaling"])
+    if model_type == "mistral4":
+        (options["partial_rotary_factor"],) = hf_latent.rotary_fractions(model_type, attention)
+        options.setdefault("original_max_position_embeddings", decoder["max_positions"])
+        options.setdefault("llama_4_scaling_beta", 0.0)
     config = {
         "architectures": [architecture],
         "model_type": model_type,
@@ -261,11 +291,16 @@ def hf_config(decoder: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "rope_theta": rope["theta"],
         "dtype": dtype,
         "torch_dtype": dtype,
-        "sliding_window": attention.get("window"),
         "tie_word_embeddings": decoder["tied_head"],
         "attention_dropout": 0.0,
         "use_cache": True,
     }
+    if is_latent:
+        # transformers makes head_dim itself, and not the same in both types.
+        del config["head_dim"]
+        config |= hf_latent.config(decoder, model_type)
+    else:
+        config["sliding_window"] = attention.get("window")
     if rope["kind"] != "default":
         config["rope_scaling"] = {k: v for k, v in options.items() if k != "rope_theta"}
     if model_type == "qwen2":

@@ -14,6 +14,7 @@ import numpy as np
 
 from mistral_jax.formats import names
 from mistral_jax.formats import pickles
+from mistral_jax.formats import spellings
 from mistral_jax.formats.fields import Fields
 from mistral_jax.formats.fields import read_json_object
 from mistral_jax.formats.names import DecoderShape
@@ -27,6 +28,11 @@ from mistral_jax.formats.tensor_source import write_text
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLED_NAME = "adapter_model.bin"
+# Our projections, in the order in which they are listed, and Hugging Face's names for them.
+PEFT_NAMES = {
+    name: spellings.LAYER[name]["hf"].rpartition(".")[2]
+    for name in (*names.ATTENTION_PROJECTIONS, *names.LATENT_PROJECTIONS, *names.MLP_PROJECTIONS)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +43,7 @@ class AdapterSettings:
         rank: R, >= 1.
         alpha: the adapter's output is scaled by alpha / rank.
         dropout: on the adapter's input while training, in [0, 1).
-        target_modules: projections with an adapter, Hugging Face's names.
+        target_modules: projections with an adapter, our names.
         base_model: path or name of the base model, as the adapter records it.
     """
 
@@ -64,7 +70,7 @@ def write_adapter(
         "r": settings.rank,
         "lora_alpha": alpha,
         "lora_dropout": settings.dropout,
-        "target_modules": [name for name in names.PROJECTIONS if name in settings.target_modules],
+        "target_modules": [PEFT_NAMES[n] for n in PEFT_NAMES if n in settings.target_modules],
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
@@ -112,14 +118,20 @@ class AdapterFile:
     def tensor(self, name: str) -> np.ndarray:
         return self._reader.tensor(name)
 
-    def entries(self, shape: DecoderShape) -> list[Entry]:
+    def entries(self, shape: DecoderShape, *, is_interleaved: bool = True) -> list[Entry]:
         """Return the adapter's tensors, checked against this decoder.
+
+        `is_interleaved` is the base model's rope_interleave; see `names.entries`.
 
         Raises:
             ValueError: a tensor is missing, unexpected or of another shape; it is named.
         """
         table = names.entries(
-            shape, "peft", target_modules=self.settings.target_modules, rank=self.settings.rank
+            shape,
+            "peft",
+            target_modules=self.settings.target_modules,
+            rank=self.settings.rank,
+            is_interleaved=is_interleaved,
         )
         for entry in table:
             if (found := self._reader.shape(entry.foreign_name)) != entry.shape:
@@ -147,9 +159,10 @@ def _target_modules(fields: Fields) -> tuple[str, ...]:
     value = fields.get("target_modules")
     if value == "all-linear":
         return names.PROJECTIONS
-    if not isinstance(value, list) or not value or not set(value) <= set(names.PROJECTIONS):
-        raise fields.error("target_modules", value, f"a list out of {', '.join(names.PROJECTIONS)}")
-    return tuple(name for name in names.PROJECTIONS if name in value)
+    known = PEFT_NAMES.values()
+    if not isinstance(value, list) or not value or not set(map(str, value)) <= set(known):
+        raise fields.error("target_modules", value, f"a list out of {', '.join(known)}")
+    return tuple(ours for ours, theirs in PEFT_NAMES.items() if theirs in value)
 
 
 def adapter_sources(

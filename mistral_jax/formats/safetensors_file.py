@@ -28,6 +28,8 @@ from mistral_jax.formats.tensor_source import write_text
 MAX_HEADER_BYTES = 100_000_000
 MAX_AXIS = 2**63 - 1  # numpy's; an axis beside one of length 0 is bounded by nothing else
 INDEX_NAME = "model.safetensors.index.json"
+# Of Mistral's own layout, where it comes in shards.
+CONSOLIDATED_INDEX_NAME = "consolidated.safetensors.index.json"
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -206,17 +208,17 @@ class SafetensorsFile:
 class SafetensorsReader:
     """Tensors by name out of a single file, or a folder with one file or an index of shards."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, index_name: str = INDEX_NAME) -> None:
         self.path = Path(path)
         if self.path.is_dir():
-            self._files, self._file_of = self._open_folder()
+            self._files, self._file_of = self._open_folder(index_name)
         else:
             file = SafetensorsFile(self.path)
             self._files = {self.path.name: file}
             self._file_of = dict.fromkeys(file.names(), self.path.name)
 
-    def _open_folder(self) -> tuple[dict[str, SafetensorsFile], dict[str, str]]:
-        index = self.path / INDEX_NAME
+    def _open_folder(self, index_name: str) -> tuple[dict[str, SafetensorsFile], dict[str, str]]:
+        index = self.path / index_name
         if not index.exists():
             single = self.path / "model.safetensors"
             if not single.exists():

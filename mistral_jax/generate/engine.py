@@ -23,6 +23,7 @@ from mistral_jax.generate import sampler
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.nn import cache as kv_cache
+from mistral_jax.nn import mla
 
 LENGTH_STEP = 64
 
@@ -35,10 +36,20 @@ def empty_cache(
     # All layers share slot positions: one layer without a window needs them all.
     longest = max(reach or max_length for reach in config.attention.reaches)
     num_slots = min(max_length, longest)
-    shape = (config.num_layers, batch_size, num_slots, config.num_kv_heads, config.head_width)
-    zeros = jnp.zeros(shape, definition.runtime.compute_dtype)
+    if config.attention.kind == "latent":
+        keys, values = (1, mla.cache_width(config.attention)), (1, 0)
+    else:
+        keys = values = (config.num_kv_heads, config.head_width)
+    dtype = definition.runtime.compute_dtype
+
+    def empty(depth: int) -> kv_cache.LayerCache:
+        keys_shape, values_shape = (
+            (depth, batch_size, num_slots, *shape) for shape in (keys, values)
+        )
+        return kv_cache.LayerCache(jnp.zeros(keys_shape, dtype), jnp.zeros(values_shape, dtype))
+
     return decoder_lib.Cache(
-        layers=kv_cache.LayerCache(keys=zeros, values=zeros),
+        stacks=tuple(empty(depth) for depth in config.stack_depths),
         positions=jnp.full((batch_size, num_slots), -1, jnp.int32),
     )
 
@@ -140,7 +151,7 @@ def _generate(
     batch = tokens.shape[0]
     cache = empty_cache(definition, batch, tokens.shape[1] + max_tokens)
     prompt_lengths = jnp.max(positions, axis=1) + 1
-    hidden, cache = model.hidden(tokens, positions, cache=cache)
+    hidden, cache, _ = model.hidden(tokens, positions, cache=cache)
     last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)
     logits = model.logits(last)[:, 0]
 
@@ -152,7 +163,7 @@ def _generate(
         token, log_prob = sampler.choose(carry["logits"], row_keys, count, sampling)
         is_stop = jnp.isin(token, jnp.asarray(stop_ids, jnp.int32)) if stop_ids else token < 0
         is_done = carry["is_done"] | is_stop
-        hidden, cache = model.hidden(
+        hidden, cache, _ = model.hidden(
             token[:, None], (prompt_lengths + count)[:, None], cache=carry["cache"]
         )
         return {

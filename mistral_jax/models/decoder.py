@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import operator
 from typing import Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array
 from jaxtyping import Float
 from jaxtyping import Int
+from jaxtyping import Key
 from jaxtyping import PRNGKeyArray
 
 from mistral_jax import rng
@@ -24,10 +26,13 @@ from mistral_jax import sharding
 from mistral_jax.config import model as model_config
 from mistral_jax.nn import attention
 from mistral_jax.nn import cache as kv_cache
+from mistral_jax.nn import expert_parallel
 from mistral_jax.nn import ffn
 from mistral_jax.nn import layers
 from mistral_jax.nn import masks
+from mistral_jax.nn import mla
 from mistral_jax.nn import rope
+from mistral_jax.nn import routing
 
 Remat = Literal["none", "dots", "full"]
 REMAT_POLICIES = {
@@ -45,67 +50,101 @@ class Runtime:
     Attributes:
         compute_dtype: of matmuls and activations.
         attention: an implementation's name in nn/attention.py.
+        experts: how a mixture's experts run, and travel between devices.
         remat: what the backward pass recomputes.
     """
 
     compute_dtype: np.dtype = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
     attention: str = "banded"
+    experts: expert_parallel.Placement = expert_parallel.Placement()
     remat: Remat = "none"
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """The whole decoder's cache: layers stacked [L, B, S, K, Q], slot positions shared [B, S]."""
+    """The whole decoder's cache: layers stacked [L, B, S, K, Q], slot positions shared [B, S].
 
-    layers: kv_cache.LayerCache
+    One member for each stack of layers, in the order in which they run.
+    """
+
+    stacks: tuple[kv_cache.LayerCache, ...]
     positions: Int[Array, "B S"]
+
+
+class Output(NamedTuple):
+    """What a pass over tokens gives.
+
+    Attributes:
+        hidden: final hidden states, normed.
+        cache: after these tokens, or None.
+        aux: what the mixture layers' routing left, stacked [L, ..]; None in a dense model.
+    """
+
+    hidden: Float[Array, "B T D"]
+    cache: Cache | None
+    aux: routing.Aux | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """What is the same for every layer of one pass."""
+
+    spec: masks.AttentionSpec
+    rotary: rope.Rotary
+    segment_ids: Int[Array, "B T"] | None
+    control: routing.Control
+    dropout_key: PRNGKeyArray | None
 
 
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each behind a norm and around a residual."""
 
     def __init__(
-        self, config: model_config.DecoderConfig, runtime: Runtime, *, rngs: nnx.Rngs
+        self,
+        config: model_config.DecoderConfig,
+        feed_forward: model_config.Ffn,
+        runtime: Runtime,
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
         norm = functools.partial(layers.RmsNorm, config.width, epsilon=config.norm_epsilon)
+        how = {"compute_dtype": runtime.compute_dtype, "rngs": rngs}
         self.attention_norm = norm()
-        self.attention = attention.GroupedQueryAttention(
-            config,
-            compute_dtype=runtime.compute_dtype,
-            implementation=runtime.attention,
-            rngs=rngs,
+        self.attention = (
+            mla.LatentAttention(config, config.attention, implementation=runtime.attention, **how)
+            if config.attention.kind == "latent"
+            else attention.GroupedQueryAttention(config, implementation=runtime.attention, **how)
         )
         self.mlp_norm = norm()
-        self.mlp = ffn.feed_forward(config, compute_dtype=runtime.compute_dtype, rngs=rngs)
+        self.mlp = ffn.feed_forward(config, feed_forward, placement=runtime.experts, **how)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        spec: masks.AttentionSpec,
-        rotary: rope.Rotary,
+        common: _Pass,
         *,
         cache: kv_cache.LayerCache | None,
+        control: routing.Control,
         dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], kv_cache.LayerCache | None]:
+    ) -> tuple[Float[Array, "B T D"], kv_cache.LayerCache | None, routing.Aux | None]:
         """Apply the layer."""
-        first, second = (
-            (None, None)
-            if dropout_key is None
-            else (rng.counter_key(dropout_key, 0), rng.counter_key(dropout_key, 1))
-        )
+        first, second = [None] * 2 if dropout_key is None else rng.counter_keys(dropout_key, 2)
         attended, cache = self.attention(
-            self.attention_norm(x), spec, rotary, cache=cache, dropout_key=first
+            self.attention_norm(x), common.spec, common.rotary, cache=cache, dropout_key=first
         )
         x = x + attended
-        x = x + self.mlp(self.mlp_norm(x), dropout_key=second)
-        return sharding.constrain(x, ("batch", "sequence", "width")), cache
+        out, aux = self.mlp(
+            self.mlp_norm(x), segment_ids=common.segment_ids, control=control, dropout_key=second
+        )
+        return sharding.constrain(x + out, ("batch", "sequence", "width")), cache, aux
 
 
 class Decoder(nnx.Module):
     """A causal language model; `hidden` for training, `logits` for looking.
 
-    The head is a Linear without bias, or the embedding itself when tied.
+    The head is a Linear without bias, or the embedding itself when tied. `dense_layers` are the
+    first layers of a mixture that has some, before `layers`.
     """
 
     def __init__(
@@ -119,7 +158,16 @@ class Decoder(nnx.Module):
             rngs=rngs,
         )
         keys = jax.random.split(rngs.params(), config.num_layers)
-        self.layers = jax.vmap(lambda key: Block(config, runtime, rngs=nnx.Rngs(key)))(keys)
+
+        def stack(keys: Key[Array, " L"], feed_forward: model_config.Ffn) -> Block:
+            def build(key: PRNGKeyArray) -> Block:
+                return Block(config, feed_forward, runtime, rngs=nnx.Rngs(key))
+
+            return jax.vmap(build)(keys)
+
+        num_dense = config.num_dense_layers
+        self.dense_layers = stack(keys[:num_dense], _dense_ffn(config)) if num_dense else None
+        self.layers = stack(keys[num_dense:], config.ffn)
         self.final_norm = layers.RmsNorm(config.width, epsilon=config.norm_epsilon)
         self.head = (
             None
@@ -143,22 +191,26 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         cache: Cache | None = None,
+        control: routing.Control = routing.Control(),
         dropout_key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Return the final hidden states, normed, and the cache after these tokens.
+    ) -> Output:
+        """Return the final hidden states, the cache after these tokens, and routing's remains.
 
         Args:
             tokens: ids below vocab_size.
             positions: from 0 in each document; negative for padding in front of a cache.
-            segment_ids: documents of packed rows, or None when a row is one document.
+            segment_ids: documents of packed rows, 0 for padding; None when a row is one document.
             cache: None in training. One token a row reads the cache; several (a prompt, into an
                 empty cache) attend among themselves and are written to it.
+            control: of a mixture's routing: forced groups, replayed choices, recording.
             dropout_key: adapters' dropout; None turns it off.
         """
         x = self.embed(tokens)
         x = sharding.constrain(x, ("batch", "sequence", "width"))
-        x, cache = self.run_layers(x, positions, segment_ids, cache=cache, dropout_key=dropout_key)
-        return self.final_norm(x), cache
+        x, cache, aux = self.run_layers(
+            x, positions, segment_ids, cache=cache, control=control, dropout_key=dropout_key
+        )
+        return Output(self.final_norm(x), cache, aux)
 
     def run_layers(
         self,
@@ -167,65 +219,82 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         cache: Cache | None = None,
+        control: routing.Control = routing.Control(),
         dropout_key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+    ) -> Output:
         """Return what the stack makes of embedded tokens, before the final norm; see `hidden`."""
-        rotary = rope.rotary(
-            positions, self.config.rope, self.config.query_scaling, self.config.head_width
-        )
+        config = self.config
+        rotary = rope.rotary(positions, config.rope, config.query_scaling, config.rotary_width)
         is_decoding = cache is not None and x.shape[1] == 1
         if cache is not None:
             cache = dataclasses.replace(
                 cache, positions=kv_cache.write_positions(cache.positions, positions)
             )
+            # Experts have nothing to do for padding; a prompt is one document.
+            segment_ids = (positions >= 0).astype(jnp.int32)
         if cache is not None and is_decoding:
             spec = masks.AttentionSpec(positions, cache.positions)
         else:
-            spec = masks.row_spec(positions, segment_ids)
-        x, layer_caches = self._scan(x, spec, rotary, cache, dropout_key)
-        if cache is None or layer_caches is None:
-            return x, None
-        return x, dataclasses.replace(cache, layers=layer_caches)
+            spec = masks.row_spec(positions, None if cache is not None else segment_ids)
+        common = _Pass(spec, rotary, segment_ids, control, dropout_key)
+        stacks = [stack for stack in (self.dense_layers, self.layers) if stack is not None]
+        caches = [None] * len(stacks) if cache is None else list(cache.stacks)
+        aux, start = None, 0
+        for index, (stack, depth) in enumerate(zip(stacks, config.stack_depths, strict=True)):
+            x, caches[index], aux = self._scan(stack, x, common, caches[index], start, depth)
+            start += depth
+        if cache is None:
+            return Output(x, None, aux)
+        return Output(x, dataclasses.replace(cache, stacks=tuple(caches)), aux)
 
     def _scan(
         self,
+        stack: Block,
         x: Float[Array, "B T D"],
-        spec: masks.AttentionSpec,
-        rotary: rope.Rotary,
-        cache: Cache | None,
-        dropout_key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "B T D"], kv_cache.LayerCache | None]:
-        """Scan over the periods of the stack; a period's layers differ in their reach alone."""
-        graph, state = nnx.split(self.layers)
+        common: _Pass,
+        caches: kv_cache.LayerCache | None,
+        start: int,
+        depth: int,
+    ) -> tuple[Float[Array, "B T D"], kv_cache.LayerCache | None, routing.Aux | None]:
+        """Scan over the periods of a stack; a period's layers differ in their reach alone.
 
-        def run_layer(
-            x: Float[Array, "B T D"], inputs: tuple, *, reach: int | None
-        ) -> tuple[Float[Array, "B T D"], kv_cache.LayerCache | None]:
-            layer_state, layer_cache, index = inputs
-            key = None if dropout_key is None else rng.counter_key(dropout_key, index)
+        The stack has `depth` layers, of which the first is number `start` of the decoder.
+        """
+        graph, state = nnx.split(stack)
+
+        def run_layer(x: Float[Array, "B T D"], inputs: tuple, *, reach: int | None) -> tuple:
+            layer_state, layer_cache, index, replay = inputs
+            key = common.dropout_key
             block = nnx.merge(graph, layer_state)
-            layer_spec = dataclasses.replace(spec, reach=reach)
-            return block(x, layer_spec, rotary, cache=layer_cache, dropout_key=key)
+            return block(
+                x,
+                dataclasses.replace(common, spec=dataclasses.replace(common.spec, reach=reach)),
+                cache=layer_cache,
+                control=dataclasses.replace(common.control, replay=replay),
+                dropout_key=None if key is None else rng.counter_key(key, index),
+            )
 
-        runs = [
-            functools.partial(run_layer, reach=reach) for reach in self.config.attention.reaches
-        ]
+        reaches = self.config.attention.reaches
+        runs = [functools.partial(run_layer, reach=reach) for reach in reaches]
         if self.runtime.remat != "none":
             policy = REMAT_POLICIES[self.runtime.remat]
             runs = [jax.checkpoint(run, policy=policy, prevent_cse=False) for run in runs]
 
         def run_period(x: Float[Array, "B T D"], inputs: tuple) -> tuple:
-            caches = []
+            outs = []
             for offset, run in enumerate(runs):
-                x, layer_cache = run(x, jax.tree.map(operator.itemgetter(offset), inputs))
-                caches.append(layer_cache)
-            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+                x, *out = run(x, jax.tree.map(operator.itemgetter(offset), inputs))
+                outs.append(out)
+            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
-        indices = jnp.arange(self.config.num_layers, dtype=jnp.uint32)
-        stacked = (state, None if cache is None else cache.layers, indices)
-        periods = jax.tree.map(lambda leaf: leaf.reshape(-1, len(runs), *leaf.shape[1:]), stacked)
-        x, caches = jax.lax.scan(run_period, x, periods)
-        return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), caches)
+        indices = jnp.arange(start, start + depth, dtype=jnp.uint32)
+        replay = None if stack is self.dense_layers else common.control.replay
+        stacked = (state, caches, indices, replay)
+        shape = (depth // len(runs), len(runs))
+        periods = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), stacked)
+        x, outs = jax.lax.scan(run_period, x, periods)
+        caches, aux = jax.tree.map(lambda leaf: leaf.reshape(depth, *leaf.shape[2:]), outs)
+        return x, caches, aux
 
     def head_kernel(self) -> Float[Array, "D V"]:
         """Return the output projection, tied or not."""
@@ -235,3 +304,8 @@ class Decoder(nnx.Module):
         """Return float32 logits of hidden states."""
         kernel = self.head_kernel().astype(self.runtime.compute_dtype)
         return jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def _dense_ffn(config: model_config.DecoderConfig) -> model_config.DenseFfn:
+    """Return the feed-forward of a mixture's first layers."""
+    return model_config.DenseFfn(width=config.ffn.dense_width)

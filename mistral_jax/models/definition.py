@@ -21,7 +21,8 @@ from mistral_jax.config import model as model_config
 from mistral_jax.models import decoder as decoder_lib
 
 Params = dict[str, Shaped[Array, "..."]]
-STACKED_PREFIX = "layers/"
+# Parameters with a leading layer axis; the first are a mixture's dense first layers.
+STACKED_PREFIXES = ("dense_layers/", "layers/")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: a static jit argument
@@ -94,7 +95,7 @@ def define(
         path = "/".join(str(part) for part in parts)
         shapes[path] = jax.ShapeDtypeStruct(variable.shape, variable.dtype)
         own = tuple(variable.get_metadata()["axes"])
-        axes[path] = ("layer", *own) if path.startswith(STACKED_PREFIX) else own
+        axes[path] = ("layer", *own) if path.startswith(STACKED_PREFIXES) else own
     return Definition(config, adapter, runtime, graph, shapes, axes)
 
 
@@ -127,5 +128,6 @@ def _build(
     rngs = nnx.Rngs(rng.purpose_key(key, "parameters"))
     decoder = decoder_lib.Decoder(config, runtime, rngs=rngs)
     if adapter.kind == "lora":
-        lora.adapt(decoder.layers, adapter, key=rng.purpose_key(key, "adapter"))
+        stacks = [stack for stack in (decoder.layers, decoder.dense_layers) if stack is not None]
+        lora.adapt(stacks, adapter, key=rng.purpose_key(key, "adapter"))
     return decoder

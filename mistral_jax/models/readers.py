@@ -46,8 +46,13 @@ class FileReader:
         self._entries: dict[str, dict[names.Index, names.Entry]] = {}
         for entry in weights.entries():
             self._entries.setdefault(entry.path, {})[entry.index] = entry
-        # The last tensor that holds more than was asked for: a GGUF's stacked experts.
-        self._kept: tuple[str, np.ndarray] | None = None
+        # The last tensor that holds more than was asked for: a layer's experts in one.
+        self._kept: tuple[names.Entry, np.ndarray] | None = None
+
+    @property
+    def is_interleaved(self) -> bool:
+        """Whether the file keeps latent attention's rotating rows in pairs."""
+        return self._weights.is_interleaved()
 
     def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
         """Return one slice; see ParamReader. The file may hold it whole, in parts or in a stack."""
@@ -70,8 +75,8 @@ class FileReader:
         return names.from_foreign(self._weights.tensor(entry.foreign_name), entry)
 
     def _read_kept(self, entry: names.Entry) -> Shaped[np.ndarray, "..."]:
-        if self._kept is None or self._kept[0] != entry.foreign_name:
-            self._kept = (entry.foreign_name, self._read(entry))
+        if self._kept is None or self._kept[0] != entry:
+            self._kept = (entry, self._read(entry))
         return self._kept[1]
 
     def foreign_name(self, path: str) -> str:

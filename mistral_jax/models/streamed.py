@@ -32,24 +32,42 @@ def logits(
         tokens: ids.
         adapter: run beside its base; None where it is merged or absent.
     """
-    definition, run_period, finish = _programs(config, adapter)  # pyright: ignore[reportArgumentType]
-    period = len(config.attention.reaches)
-    stacked = [path for path in definition.shapes if path.startswith("layers/")]
     outer = {
         "final_norm/scale": reader.read("final_norm/scale", ()),
         "embed/embedding": np.zeros((1, config.width), np.float32),
     }
     table = reader.read("embed/embedding", ())
     x = jnp.asarray(table[tokens].astype(np.float32))
-    for first in range(0, config.num_layers, period):
-        layers = {path: _stacked(reader, path, first, period) for path in stacked}
-        # Waited for, and let go: one period's copies are gone before the next one's are made.
-        x = run_period(outer | layers, x).block_until_ready()
-    del layers
+    period = len(config.attention.reaches)
+    for stack, part in _stacks(config):
+        definition, run_period, finish = _programs(part, adapter)  # pyright: ignore[reportArgumentType]
+        own = [path for path in definition.shapes if path.startswith("layers/")]
+        paths = {path: stack + path.removeprefix("layers") for path in own}
+        for first in range(0, part.num_layers, period):
+            layers = {own: _stacked(reader, at, first, period) for own, at in paths.items()}
+            # Waited for, and let go: one period's copies are gone before the next one's are made.
+            x = run_period(outer | layers, x).block_until_ready()
+        del layers
     head = table.T if config.tied_head else reader.read("head/kernel", ())
     # The head needs the norm only, but a decoder is bound whole.
-    nothing = dict.fromkeys(stacked, np.zeros(0, np.float32))
+    nothing = dict.fromkeys(own, np.zeros(0, np.float32))
     return np.asarray(finish(outer | nothing, x, head))
+
+
+def _stacks(
+    config: model_config.DecoderConfig,
+) -> list[tuple[str, model_config.DecoderConfig]]:
+    """Return each stack's name and a decoder that has it alone, the dense first layers first."""
+    num_dense, ffn = config.num_dense_layers, config.ffn
+    if ffn.kind != "moe" or not num_dense:
+        return [("layers", config)]
+    dense = model_config.DenseFfn(width=ffn.dense_width)
+    rest = ffn.model_copy(update={"num_dense_layers": 0})
+    depth = config.num_layers - num_dense
+    return [
+        ("dense_layers", config.model_copy(update={"num_layers": num_dense, "ffn": dense})),
+        ("layers", config.model_copy(update={"num_layers": depth, "ffn": rest})),
+    ]
 
 
 def _stacked(reader: readers.ParamReader, path: str, first: int, period: int) -> np.ndarray:
@@ -70,7 +88,7 @@ def _programs(
 
     def run_period(params: definition_lib.Params, x: Array) -> Array:
         positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-        return definition.bind(params).run_layers(x, positions)[0]
+        return definition.bind(params).run_layers(x, positions).hidden
 
     def finish(params: definition_lib.Params, x: Array, head: Array) -> Array:
         normed = definition.bind(params).final_norm(x)

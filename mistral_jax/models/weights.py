@@ -73,6 +73,8 @@ def load_params(
     for parameter, entries in _by_path(table).items():
         read = functools.partial(_read, source)
         target = _target_dtype(source, entries[0], dtype, definition.runtime.compute_dtype)
+        if parameter in names.FLOAT32_PATHS:
+            target = np.dtype(np.float32)
         shape = definition.shapes[parameter].shape
         params[parameter] = _place(read, entries, shape, target, shardings[parameter])
     return params

@@ -18,6 +18,7 @@ from mistral_jax import rng
 from mistral_jax import sharding
 from mistral_jax.config import model as model_config
 from mistral_jax.nn import cache as kv_cache
+from mistral_jax.nn import context_parallel
 from mistral_jax.nn import layers
 from mistral_jax.nn import masks
 from mistral_jax.nn import rope
@@ -56,13 +57,27 @@ def choose_implementation(name: str, platform: str, compute_dtype: np.dtype) -> 
 def attend(
     q: Float[Array, "B T H Q"],
     k: Float[Array, "B S K Q"],
-    v: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K W"],
     spec: masks.AttentionSpec,
     *,
     scale: float,
     implementation: str,
-) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
-    """Attend by the named implementation; see masks.AttentionSpec for who sees whom."""
+) -> tuple[Float[Array, "B T H W"], Float[Array, "B H T"] | None]:
+    """Attend by the named implementation; see masks.AttentionSpec for who sees whom.
+
+    Rows that devices share are attended to in one way alone, whatever the name.
+
+    Raises:
+        ValueError: the spec has a field that the implementation does not take.
+    """
+    if spec.context is not None:
+        with jax.named_scope(f"attend_{spec.context}"):
+            return context_parallel.attend(q, k, v, spec, scale=scale), None
+    if spec.rows is not None and implementation != "reference":
+        raise ValueError(
+            f"{implementation} attention takes rows in order; use the reference, or let devices "
+            "share the rows"
+        )
     with jax.named_scope(f"attend_{implementation}"):
         return IMPLEMENTATIONS[implementation](q, k, v, spec, scale=scale)
 
@@ -102,7 +117,7 @@ class GroupedQueryAttention(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], kv_cache.LayerCache | None]:
         """Return the layer's output, and the cache with this call's keys and values in it."""
         shape = self.config
-        keys = [None] * 4 if dropout_key is None else list(_four_keys(dropout_key))
+        keys = [None] * 4 if dropout_key is None else rng.counter_keys(dropout_key, 4)
 
         def heads(array: Float[Array, "B T n"]) -> Float[Array, "B T h Q"]:
             return array.reshape(*array.shape[:2], -1, shape.head_width)
@@ -121,7 +136,3 @@ class GroupedQueryAttention(nnx.Module):
                 implementation = "reference"
         out, _ = attend(q, k, v, spec, scale=shape.head_width**-0.5, implementation=implementation)
         return self.o_proj(out.reshape(*x.shape[:2], -1), dropout_key=keys[3]), cache
-
-
-def _four_keys(key: PRNGKeyArray) -> list[PRNGKeyArray]:
-    return [rng.counter_key(key, index) for index in range(4)]

@@ -20,16 +20,16 @@ class LayerCache:
 
     Attributes:
         keys: [B, S, K, Q], rotated already.
-        values: [B, S, K, Q].
+        values: [B, S, K, W]; W is 0 where values are a part of the keys (nn/mla.py).
     """
 
     keys: Float[Array, "*L B S K Q"]
-    values: Float[Array, "*L B S K Q"]
+    values: Float[Array, "*L B S K W"]
 
     def write(
         self,
         keys: Float[Array, "B T K Q"],
-        values: Float[Array, "B T K Q"],
+        values: Float[Array, "B T K W"],
         positions: Int[Array, "B T"],
     ) -> "LayerCache":
         """Return the cache with new tokens in their slots; negative positions are not written.

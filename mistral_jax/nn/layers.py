@@ -4,6 +4,8 @@ Kernels are stored [in, out] (performance: bf16 matmul on CPU is twice as fast s
 flax.nnx definitions only; every transform in this project is plain jax over `nnx.split`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,9 @@ from jaxtyping import Array
 from jaxtyping import Float
 from jaxtyping import Int
 from jaxtyping import PRNGKeyArray
+
+from mistral_jax import rng
+from mistral_jax import sharding
 
 
 @jax.custom_vjp
@@ -79,6 +84,35 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(self.compute_dtype)
         return y
+
+
+class SwiGlu(nnx.Module):
+    """down(silu(gate(x)) * up(x)), arXiv:2002.05202."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        init_std: float,
+        out_std: float,
+        compute_dtype: np.dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
+        linear = functools.partial(Linear, compute_dtype=compute_dtype, rngs=rngs)
+        self.gate_proj = linear(width, hidden, axes=("embed", "mlp"), init_std=init_std)
+        self.up_proj = linear(width, hidden, axes=("embed", "mlp"), init_std=init_std)
+        self.down_proj = linear(hidden, width, axes=("mlp", "embed"), init_std=out_std)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], *, dropout_key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B T D"]:
+        """Apply the layer."""
+        keys = [None] * 3 if dropout_key is None else rng.counter_keys(dropout_key, 3)
+        gate = jax.nn.silu(self.gate_proj(x, dropout_key=keys[0]))
+        hidden = gate * self.up_proj(x, dropout_key=keys[1])
+        hidden = sharding.constrain(hidden, ("batch", "sequence", "mlp"))
+        return self.down_proj(hidden, dropout_key=keys[2])
 
 
 class RmsNorm(nnx.Module):

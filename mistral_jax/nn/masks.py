@@ -1,6 +1,7 @@
 """What a query may see: AttentionSpec, and the dense mask that only the reference makes."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ from jaxtyping import Array
 from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
+
+ContextForm = Literal["all_gather", "ring"]
 
 
 @jax.tree_util.register_dataclass
@@ -24,8 +27,11 @@ class AttentionSpec:
         query_segments: [B, T], or None when every token is of one segment. 0 is padding.
         key_segments: [B, S], or None together with `query_segments`.
         reach: keys a query may see, itself included; None for all earlier ones. Static.
-        is_row: queries and keys are the same row of tokens in order, so that row indices decide
-            what is earlier (packed training rows). False for a cache. Static.
+        is_row: queries and keys are the same row of tokens, so that row indices decide what is
+            earlier (packed training rows). False for a cache. Static.
+        rows: [T], each token's index in its row, where the tokens are not in order; else None.
+        context: how devices that share a row exchange keys (nn/context_parallel.py); None where
+            a row is whole on its device. Static.
         has_logsumexp: return the logsumexp too (ring attention needs it). Static.
         score_bias: added to the scores before the softmax, or None.
         block_table: key blocks for each query block, or None: [K, query blocks, k].
@@ -37,8 +43,10 @@ class AttentionSpec:
     key_segments: Int[Array, "B S"] | None = None
     score_bias: Float[Array, "B H T S"] | None = None
     block_table: Int[Array, "K n_blocks k"] | None = None
+    rows: Int[Array, " T"] | None = None
     reach: int | None = dataclasses.field(default=None, metadata={"static": True})
     is_row: bool = dataclasses.field(default=False, metadata={"static": True})
+    context: ContextForm | None = dataclasses.field(default=None, metadata={"static": True})
     has_logsumexp: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
@@ -64,8 +72,8 @@ def dense_mask(spec: AttentionSpec) -> Bool[Array, "B T S"]:
     if spec.is_row:
         # In a packed row the index decides: padding and segments may share positions.
         num_tokens = spec.query_positions.shape[1]
-        index = jnp.arange(num_tokens, dtype=jnp.int32)[None, :]
-        query, key = index, index
+        index = jnp.arange(num_tokens, dtype=jnp.int32) if spec.rows is None else spec.rows
+        query = key = index[None, :]
     else:
         query, key = spec.query_positions, spec.key_positions
     distance = query[:, :, None] - key[:, None, :]  # [B, T, S]

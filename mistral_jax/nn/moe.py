@@ -1,7 +1,7 @@
-"""The feed-forward slot as a mixture of SwiGLU experts: router, and every expert in turn.
+"""The feed-forward slot as a mixture of SwiGLU experts: router, experts by group, shared experts.
 
-Each expert runs on all tokens and is weighted afterwards: exact, without dropped tokens or
-buffers, at num_experts / top_k of the needed work. It is the oracle for faster dispatches.
+The router chooses (nn/routing.py), the seam runs the chosen (nn/experts.py), and where the experts
+lie on several devices the tokens travel (nn/expert_parallel.py).
 """
 
 import functools
@@ -12,11 +12,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from jaxtyping import Float
+from jaxtyping import Int
 from jaxtyping import PRNGKeyArray
 
-from mistral_jax import sharding
 from mistral_jax.config import model as model_config
+from mistral_jax.nn import expert_parallel
+from mistral_jax.nn import experts
 from mistral_jax.nn import layers
+from mistral_jax.nn import routing
 
 
 class ExpertKernel(nnx.Module):
@@ -35,16 +38,35 @@ class ExpertKernel(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         kernel = jax.random.normal(rngs.params(), shape, jnp.float32) * init_std
-        self.kernel = nnx.Param(kernel, axes=(None, "expert", *axes))
+        self.kernel = nnx.Param(kernel, axes=("group", "expert", *axes))
 
-    def flat(self, dtype: np.dtype) -> Float[Array, "E n_in n_out"]:
-        """Return the kernels of all experts, group after group."""
-        kernel = self.kernel[...]
-        return kernel.reshape(-1, *kernel.shape[2:]).astype(dtype)
+
+class Router(nnx.Module):
+    """Scores of every expert for a token, computed in float32.
+
+    Attributes:
+        kernel: [D, E].
+        bias: [E] of a sigmoid router, else None; train/step.py moves it, no gradient does.
+    """
+
+    def __init__(
+        self, width: int, ffn: model_config.MoeFfn, *, init_std: float, rngs: nnx.Rngs
+    ) -> None:
+        shape = (width, ffn.num_experts)
+        kernel = jax.random.normal(rngs.params(), shape, jnp.float32) * init_std
+        self.kernel = nnx.Param(kernel, axes=("embed", None))
+        zeros = jnp.zeros((ffn.num_experts,), jnp.float32)
+        has_bias = ffn.router.kind == "sigmoid"
+        self.bias = nnx.Param(zeros, axes=(None,)) if has_bias else None
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T E"]:
+        """Return the logits, without the bias."""
+        # float32: a bf16 score moves tokens between experts.
+        return x.astype(jnp.float32) @ self.kernel[...].astype(jnp.float32)
 
 
 class MoeSwiGlu(nnx.Module):
-    """sum over the chosen experts e of weight_e(x) * down_e(silu(gate_e(x)) * up_e(x))."""
+    """Shared experts + sum over the chosen experts e of weight_e(x) * swiglu_e(x)."""
 
     def __init__(
         self,
@@ -52,62 +74,68 @@ class MoeSwiGlu(nnx.Module):
         ffn: model_config.MoeFfn,
         *,
         compute_dtype: np.dtype,
+        placement: expert_parallel.Placement,
         rngs: nnx.Rngs,
     ) -> None:
         width, hidden = config.width, ffn.width
-        stack = (ffn.num_groups, ffn.num_experts // ffn.num_groups)
+        stack = (ffn.num_groups, ffn.group_size)
         out_std = config.init_std / np.sqrt(2 * config.num_layers)
-        self.router = layers.Linear(
-            width,
-            ffn.num_experts,
-            axes=("embed", None),
-            init_std=config.init_std,
-            # float32: a bf16 score moves tokens between experts.
-            compute_dtype=np.dtype(np.float32),
-            rngs=rngs,
+        self.router = Router(width, ffn, init_std=config.init_std, rngs=rngs)
+        into = functools.partial(
+            ExpertKernel, axes=("expert_embed", "mlp"), init_std=config.init_std, rngs=rngs
         )
-        expert = functools.partial(ExpertKernel, rngs=rngs)
-        self.gate_proj = expert(
-            (*stack, width, hidden), axes=("embed", "mlp"), init_std=config.init_std
+        self.gate_proj = into((*stack, width, hidden))
+        self.up_proj = into((*stack, width, hidden))
+        self.down_proj = ExpertKernel(
+            (*stack, hidden, width), axes=("mlp", "expert_embed"), init_std=out_std, rngs=rngs
         )
-        self.up_proj = expert(
-            (*stack, width, hidden), axes=("embed", "mlp"), init_std=config.init_std
+        self.shared = (
+            layers.SwiGlu(
+                width,
+                hidden * ffn.num_shared_experts,
+                init_std=config.init_std,
+                out_std=out_std,
+                compute_dtype=compute_dtype,
+                rngs=rngs,
+            )
+            if ffn.num_shared_experts
+            else None
         )
-        self.down_proj = expert((*stack, hidden, width), axes=("mlp", "embed"), init_std=out_std)
-        self.top_k = ffn.top_k
+        self.ffn = ffn
         self.compute_dtype = compute_dtype
+        self.placement = placement
 
     def __call__(
-        self, x: Float[Array, "B T D"], *, dropout_key: PRNGKeyArray | None = None
-    ) -> Float[Array, "B T D"]:
-        """Apply the layer; the experts have no dropout."""
-        del dropout_key
-        weights = router_weights(self.router(x), self.top_k)
-        kernels = tuple(
-            module.flat(self.compute_dtype)
-            for module in (self.gate_proj, self.up_proj, self.down_proj)
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        segment_ids: Int[Array, "B T"] | None = None,
+        control: routing.Control = routing.Control(),
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "B T D"], routing.Aux]:
+        """Apply the layer.
+
+        Args:
+            x: normed hidden states.
+            segment_ids: documents of packed rows; 0 is padding, which uses no expert.
+            control: forced groups, replayed choices, recording.
+            dropout_key: of adapters on the shared experts.
+        """
+        is_token = None if segment_ids is None else segment_ids != 0
+        logits = self.router(x)
+        scores = routing.scores_of(logits, self.ffn.router)
+        bias = None if self.router.bias is None else self.router.bias[...]
+        choice = routing.choose(scores, self.ffn, bias=bias, is_token=is_token, control=control)
+        aux = routing.aux_of(
+            logits, scores, choice, segment_ids, is_token, is_recorded=control.is_recorded
         )
-
-        def add_expert(
-            total: Float[Array, "B T D"], expert: tuple
-        ) -> tuple[Float[Array, "B T D"], None]:
-            weight, gate_kernel, up_kernel, down_kernel = expert
-            hidden = jax.nn.silu(layers.project(x, gate_kernel)) * layers.project(x, up_kernel)
-            hidden = sharding.constrain(hidden, ("batch", "sequence", "mlp"))
-            out = layers.project(hidden, down_kernel)
-            # float32: top_k outputs add up, in an order that must not matter.
-            return total + out.astype(jnp.float32) * weight[..., None], None
-
-        zero = jnp.zeros(x.shape, jnp.float32)
-        by_expert = jnp.moveaxis(weights, -1, 0)
-        total, _ = jax.lax.scan(add_expert, zero, (by_expert, *kernels))
-        return total.astype(x.dtype)
-
-
-def router_weights(scores: Float[Array, "B T E"], top_k: int) -> Float[Array, "B T E"]:
-    """Return each expert's weight for each token: softmax, then 1 in sum over the best `top_k`."""
-    probabilities = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
-    chosen, experts = jax.lax.top_k(probabilities, top_k)
-    chosen = chosen / jnp.sum(chosen, axis=-1, keepdims=True)
-    one_hot = jax.nn.one_hot(experts, scores.shape[-1], dtype=jnp.float32)  # [B, T, k, E]
-    return jnp.einsum("btk,btke->bte", chosen, one_hot)
+        kernels = experts.Kernels(
+            *(m.kernel[...] for m in (self.gate_proj, self.up_proj, self.down_proj))
+        )
+        x = x.astype(self.compute_dtype)
+        out, overflow = expert_parallel.run(
+            x, choice, kernels, self.placement, groups_per_token=self.ffn.groups_per_token
+        )
+        if self.shared is not None:
+            out = out + self.shared(x, dropout_key=dropout_key)
+        return out, aux.with_overflow(overflow)

@@ -43,6 +43,12 @@ class Rotary:
         """Rotate every key head; the result has k's dtype."""
         return self._rotated(k).astype(k.dtype)
 
+    def scale_query(self, q: Float[Array, "B T H Q"]) -> Float[Array, "B T H Q"]:
+        """Scale query channels that do not rotate; the result has q's dtype."""
+        if self.query_scale is None:
+            return q
+        return (q.astype(jnp.float32) * self.query_scale[:, :, None, None]).astype(q.dtype)
+
     def _rotated(self, x: Float[Array, "B T H Q"]) -> Float[Array, "B T H Q"]:
         cosine, sine = self.cosine[:, :, None, :], self.sine[:, :, None, :]
         first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -111,6 +117,17 @@ def _yarn_gain(rope: model_config.YarnRope) -> float:
     if rope.mscale and rope.mscale_all_dim:
         return log_gain(rope.factor, rope.mscale) / log_gain(rope.factor, rope.mscale_all_dim)
     return log_gain(rope.factor, 1.0)
+
+
+def score_gain(rope: model_config.Rope) -> float:
+    """Return YaRN's factor on latent attention's scores (DeepSeek-V2): 1 without `mscale_all_dim`.
+
+    Where only a part of a head's channels rotates, the gain on cosines and sines does not reach
+    the others; it cancels there, and the whole score is scaled instead.
+    """
+    if rope.kind != "yarn" or not rope.mscale_all_dim:
+        return 1.0
+    return log_gain(rope.factor, rope.mscale_all_dim) ** 2
 
 
 def log_gain(factor: float, mscale: float) -> float:

@@ -22,6 +22,7 @@ from mistral_jax import protocols
 from mistral_jax import sharding
 from mistral_jax.config import run as run_config
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.train import expert_training
 from mistral_jax.train import held_out
 from mistral_jax.train import signals
 from mistral_jax.train import state as state_lib
@@ -192,6 +193,14 @@ class _Fit:
                 f"step {step}: the loss is {values['loss']}, the gradient norm "
                 f"{values['grad_norm']}; the last checkpoint is {saved}; "
                 "lower optimizer.learning_rate or look at the batch"
+            )
+        overflow = values.get(expert_training.OVERFLOW, 0.0)
+        if overflow and self.parts.run.stage.experts.overflow == "error":
+            raise expert_training.ExpertOverflow(
+                f"step {step}: {overflow:.0f} assignments of tokens to experts found no room on "
+                f"their device; raise stage.experts.buffer_factor (now "
+                f"{self.parts.run.stage.experts.buffer_factor}), or allow it with "
+                "stage.experts.overflow=drop"
             )
         data = self.parts.run.data
         tokens = data.global_batch_sequences * data.sequence_length

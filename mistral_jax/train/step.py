@@ -16,6 +16,8 @@ from jaxtyping import Float
 from mistral_jax import rng
 from mistral_jax.config import stage as stage_config
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.nn import routing
+from mistral_jax.train import expert_training
 from mistral_jax.train import state as state_lib
 from mistral_jax.train.stages import lm
 
@@ -34,7 +36,8 @@ def make_train_step(
     """Return the jitted step `(state, frozen, batch) -> (state, metrics)`.
 
     The batch's arrays are [A, B, T]: A micro batches of B rows, whose gradients add up. The state
-    is donated. Metrics: loss (nats per weighted token), grad_norm, learning_rate, loss_tokens.
+    is donated. Metrics: loss (nats per weighted token), grad_norm, learning_rate, loss_tokens, and
+    a mixture's load (expert_training.py). Balance losses move the gradient and are not in `loss`.
     With `state_shardings` the new state lies as the old one did, and not as XLA sees fit.
     """
     trained = set(definition.trainable_paths())
@@ -46,28 +49,34 @@ def make_train_step(
     ) -> tuple[state_lib.TrainState, Metrics]:
         # At least 1: a batch without a single target gives loss 0, not NaN.
         total_weight = jnp.maximum(jnp.sum(batch["loss_weights"].astype(jnp.float32)), 1.0)
+        num_tokens = jnp.maximum(jnp.sum(batch["segment_ids"] != 0).astype(jnp.float32), 1.0)
         root = jax.random.wrap_key_data(state.key_data)
         dropout_root = rng.counter_key(rng.purpose_key(root, "dropout"), state.step)
 
-        def micro_loss(params: definition_lib.Params, micro: lm.BatchArrays, index: Array) -> Array:
+        def micro_loss(params: definition_lib.Params, micro: lm.BatchArrays, index: Array) -> tuple:
             key = rng.counter_key(dropout_root, index) if has_dropout else None
-            total = lm.loss_sum(
+            total, aux = lm.loss_sum(
                 definition.bind(frozen | params),
                 micro,
                 stage,
                 is_head_trained=is_head_trained,
                 dropout_key=key,
             )
-            return total / total_weight
+            loss = total / total_weight
+            balance = expert_training.balance_loss(aux, stage.experts, num_tokens)
+            return loss + balance, (loss, aux)
 
-        loss, gradients = _accumulate(jax.value_and_grad(micro_loss), state.params, batch)
+        gradient_of = jax.value_and_grad(micro_loss, has_aux=True)
+        (loss, aux), gradients = _accumulate(gradient_of, state.params, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        params |= expert_training.moved_biases(state.params, aux, definition.config, stage.experts)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "loss_tokens": total_weight,
+            **expert_training.routing_metrics(aux, definition.config),
         }
         state = state_lib.TrainState(state.step + 1, params, opt_state, state.key_data)
         return state, metrics
@@ -78,17 +87,23 @@ def make_train_step(
 
 def _accumulate(
     gradient_of: Callable, params: definition_lib.Params, batch: lm.BatchArrays
-) -> tuple[Float[Array, ""], definition_lib.Params]:
-    """Return the sum of losses and of gradients over the micro batches."""
+) -> tuple[tuple[Float[Array, ""], routing.Aux | None], definition_lib.Params]:
+    """Return the sums over the micro batches: of losses, of what routing left, of gradients."""
+
+    def one(micro: lm.BatchArrays, index: Array) -> tuple:
+        (_, kept), gradients = gradient_of(params, micro, index)
+        return kept, gradients
+
     num_micro = batch["tokens"].shape[0]
+    first = jax.tree.map(lambda array: array[0], batch)
     if num_micro == 1:
-        return gradient_of(params, jax.tree.map(lambda array: array[0], batch), jnp.uint32(0))
+        return one(first, jnp.uint32(0))
 
     def add(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-        micro, index = inputs
-        return jax.tree.map(jnp.add, carry, gradient_of(params, micro, index)), None
+        return jax.tree.map(jnp.add, carry, one(*inputs)), None
 
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    shapes = jax.eval_shape(one, first, jnp.uint32(0))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     indices = jnp.arange(num_micro, dtype=jnp.uint32)
     return jax.lax.scan(add, zero, (batch, indices))[0]
 

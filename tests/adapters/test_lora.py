@@ -53,7 +53,7 @@ def trained() -> definition_lib.Params:
 def logits_of(definition, params, dropout_key=None):
     model = definition.bind(params)
     positions = jnp.broadcast_to(jnp.arange(16, dtype=jnp.int32), TOKENS.shape)
-    hidden, _ = model.hidden(TOKENS, positions, dropout_key=dropout_key)
+    hidden, *_ = model.hidden(TOKENS, positions, dropout_key=dropout_key)
     return model.logits(hidden)
 
 
@@ -140,7 +140,7 @@ def test_a_module_that_is_not_there_is_refused() -> None:
     layers = definition_lib.define(TINY).bind(base_only(fresh())).layers
     del layers.mlp.up_proj
     with pytest.raises(ValueError, match="the model has no up_proj"):
-        lora.adapt(layers, adapter(target_modules=("q_proj", "up_proj")), key=rng.seed_key(0))
+        lora.adapt([layers], adapter(target_modules=("q_proj", "up_proj")), key=rng.seed_key(0))
 
 
 def test_a_starts_uniform_with_peft_bounds_and_differs_by_module_and_layer() -> None:

@@ -46,7 +46,7 @@ def model(name: str) -> tuple[definition_lib.Definition, definition_lib.Params]:
 def full_log_probs(definition, params, tokens):
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     bound = definition.bind(params)
-    hidden, _ = bound.hidden(tokens, positions)
+    hidden, *_ = bound.hidden(tokens, positions)
     return jax.nn.log_softmax(bound.logits(hidden))
 
 
@@ -74,7 +74,7 @@ def test_the_window_matters_to_what_is_generated() -> None:
 
 def test_a_windows_cache_holds_the_window_only() -> None:
     cache = engine.empty_cache(model("window")[0], 3, 90)
-    assert cache.layers.keys.shape == (2, 3, 5, 2, 8)
+    assert cache.stacks[0].keys.shape == (2, 3, 5, 2, 8)
     assert engine.empty_cache(model("full")[0], 3, 90).positions.shape == (3, 90)
 
 

@@ -1,15 +1,16 @@
 """launch/arithmetic.py: closed forms against published counts and a slow count of pairs."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from launch import arithmetic
 from mistral_jax.config import presets
 from mistral_jax.config.model import LoraAdapter
 from mistral_jax.config.model import NoAdapter
+from mistral_jax.config.model import SoftmaxRouter
 
 MISTRAL = presets.PRESETS["mistral_7b_v0_3"]
-ONE_DEVICE = {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1, "context": 1}
-GIB = 1 << 30
 
 
 @pytest.mark.parametrize(
@@ -45,12 +46,59 @@ def test_active_parameters_of_a_mixture_are_the_published_ones(preset, count):
     assert arithmetic.active_parameter_count(presets.PRESETS[preset]) == count
 
 
-def test_experts_that_nobody_chose_cost_hardware_and_not_model_flops():
+@pytest.mark.parametrize(
+    ("preset", "total", "active"),
+    [
+        ("msem_671b", 671_052_109_312, 78_447_285_760),
+        ("deepseek_v3", 671_026_419_200, 37_552_297_472),
+        ("mistral_small_4", 118_972_826_624, 6_632_588_288),
+    ],
+)
+def test_latent_mixtures_have_their_published_totals(preset, total, active):
+    decoder = presets.PRESETS[preset]
+    assert arithmetic.parameter_count(decoder) == total
+    assert arithmetic.active_parameter_count(decoder) == active
+    assert sum(arithmetic.parameters_by_part(decoder).values()) == total
+
+
+def test_parts_of_the_671b_model_match_hand_arithmetic():
+    assert arithmetic.parameters_by_part(presets.PRESETS["msem_671b"]) == {
+        "attention": 11_413_547_008,
+        "embed": 131_072 * 7168,
+        "head": 131_072 * 7168,
+        "dense_ffn": 1_189_085_184,
+        "router": 58 * (7168 * 256 + 256),
+        "shared": 2_554_331_136,
+        "experts": 8 * 81_738_596_352,
+        "norm": 881_664,
+    }
+
+
+def test_only_a_sigmoid_router_has_a_bias():
+    biased = presets.PRESETS["deepseek_v3"]
+    ffn = biased.ffn.model_copy(update={"router": SoftmaxRouter()})
+    plain = biased.model_copy(update={"ffn": ffn})
+    assert arithmetic.parameter_count(biased) - arithmetic.parameter_count(plain) == 58 * 256
+
+
+def test_idle_experts_cost_hardware_only_where_all_run():
     mixture = presets.PRESETS["mixtral_8x7b"]
-    flops = arithmetic.flops_per_token(mixture, NoAdapter(), 1, "none")
-    expert = 3 * 4096 * 14336
-    assert flops.recompute == 6 * 32 * 6 * expert
-    assert flops.hardware / flops.model == pytest.approx(46.7 / 12.88, rel=0.02)
+    sparse, everything = (
+        arithmetic.flops_per_token(mixture, NoAdapter(), 1, "none", experts)
+        for experts in ("ragged", "all")
+    )
+    assert sparse.recompute == 0
+    assert sparse.model == everything.model
+    assert everything.recompute == 6 * 32 * 6 * 3 * 4096 * 14336
+    assert everything.hardware / everything.model == pytest.approx(46.7 / 12.88, rel=0.02)
+
+
+def test_latent_attention_counts_its_own_widths():
+    # 128 heads: scores over 128 + 64 channels, values over 128; half of 4097 keys on average.
+    flops = arithmetic.attention_flops(presets.PRESETS["msem_671b"], 4096)
+    assert flops == 61 * 128 * 2 * (192 + 128) * 4097 / 2
+    step = arithmetic.flops_per_token(presets.PRESETS["msem_671b"], NoAdapter(), 4096, "none")
+    assert step.model / 1e12 == pytest.approx(0.50, abs=0.005)
 
 
 def test_biases_count_where_the_model_has_them():
@@ -91,7 +139,8 @@ def test_visible_keys_match_a_slow_count(num_tokens, reach):
     [
         (NoAdapter(), 4096, "none", 45.9),
         (LoraAdapter(rank=64, alpha=16.0), 1024, "none", 30.3),
-        (LoraAdapter(rank=64, alpha=16.0), 1024, "full", 44.8),
+        # All of a layer again but down_proj, whose output nobody reads.
+        (LoraAdapter(rank=64, alpha=16.0), 1024, "full", 41.07),
     ],
 )
 def test_flops_per_token_of_mistral_7b(adapter, num_tokens, remat, gflops):
@@ -100,49 +149,17 @@ def test_flops_per_token_of_mistral_7b(adapter, num_tokens, remat, gflops):
     assert flops.model == arithmetic.flops_per_token(MISTRAL, adapter, num_tokens, "none").model
 
 
-def bytes_of(adapter, mesh=ONE_DEVICE, **changes):
-    fields = {
-        "num_tokens": 1024, "micro_batch": 4, "accumulation": 1, "attention": "cudnn",
-        "remat": "full", "compute_bytes": 2, "frozen_bytes": 2,
-    }  # fmt: skip
-    return arithmetic.device_bytes(MISTRAL, adapter, mesh=mesh, **(fields | changes))
+def test_recomputing_runs_the_matmuls_that_the_backward_pass_reads():
+    # jax's own count: forward and backward of a checkpointed feed-forward, its matmuls counted.
+    def loss(kernels, x):
+        gate, up, down = kernels
+        layer = jax.checkpoint(lambda x: x + (jax.nn.silu(x @ gate) * (x @ up)) @ down)
+        return jnp.sum(jnp.square(layer(layer(x))))
 
-
-def test_lora_bytes_match_hand_arithmetic():
-    held = bytes_of(LoraAdapter(rank=64, alpha=16.0))
-    assert held.frozen_parameters == 2 * 7_248_023_552
-    # Parameters, two moments and gradients in float32: 16 bytes each, 2.5 GiB.
-    states = held.trained_parameters + held.optimizer_state + held.gradients
-    assert states == 16 * 167_772_160
-    # 32 layer inputs of 4 x 1024 x 4096 in bfloat16: 1 GiB.
-    assert held.activations == GIB
-
-
-def test_full_training_bytes_are_sixteen_for_each_parameter():
-    held = bytes_of(NoAdapter())
-    states = held.trained_parameters + held.optimizer_state + held.gradients
-    assert (held.frozen_parameters, states) == (0, 16 * 7_248_023_552)
-
-
-def test_fsdp_splits_state_and_norms_stay_whole():
-    held = bytes_of(NoAdapter(), mesh=ONE_DEVICE | {"fsdp": 16})
-    norms = 65 * 4096
-    assert held.trained_parameters == 4 * ((7_248_023_552 - norms) // 16 + norms)
-
-
-def test_each_remat_keeps_less_than_the_one_before():
-    kept = [bytes_of(NoAdapter(), remat=remat).activations for remat in ("none", "dots", "full")]
-    assert kept[0] > kept[1] > kept[2] > 0
-
-
-def test_accumulation_holds_a_second_set_of_gradients():
-    once, twice = (bytes_of(NoAdapter(), accumulation=count).gradients for count in (1, 2))
-    assert twice == 2 * once
-
-
-def test_reference_attention_holds_scores_and_cudnn_does_not():
-    held = {
-        name: bytes_of(NoAdapter(), attention=name, remat="none").activations
-        for name in ("reference", "banded", "cudnn")
-    }
-    assert held["reference"] > held["banded"] > held["cudnn"]
+    kernels = (jnp.ones((8, 16)), jnp.ones((8, 16)), jnp.ones((16, 8)))
+    text = jax.jit(jax.grad(loss)).lower(kernels, jnp.ones((4, 8))).compile().as_text()
+    num_layers, without = 2, 9
+    # 3 forward, 6 backward (the input's own gradient is not asked for: 2 less in the first layer),
+    # gate and up again. Of the last layer nothing is kept either.
+    matmuls = text.count(" dot(")
+    assert matmuls == num_layers * (without + 2) - 2

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from launch import predict
 from launch import target
 from mistral_jax.config import load
 
@@ -13,8 +14,29 @@ FACTS = {
     "local_cpu": ("cpu", "cpu", (1,), 1, 1, 1),
     "g5_2xlarge": ("gpu", "g5.2xlarge", (1,), 1, 1, 1),
     "v5e_16": ("tpu", "v5litepod-16", (4, 4), 16, 4, 4),
+    "v5e_64": ("tpu", "v5litepod-64", (8, 8), 64, 16, 4),
+    "v5e_256": ("tpu", "v5litepod-256", (16, 16), 256, 64, 4),
+    "v5p_8": ("tpu", "v5p-8", (2, 2, 1), 4, 1, 4),
+    "v5p_128": ("tpu", "v5p-128", (4, 4, 4), 64, 16, 4),
+    "v5p_256": ("tpu", "v5p-256", (4, 4, 8), 128, 32, 4),
+    "v5p_512": ("tpu", "v5p-512", (4, 8, 8), 256, 64, 4),
+    "v5p_1024": ("tpu", "v5p-1024", (8, 8, 8), 512, 128, 4),
     "v5p_2048": ("tpu", "v5p-2048", (8, 8, 16), 1024, 256, 4),
+    "v5p_4096": ("tpu", "v5p-4096", (8, 16, 16), 2048, 512, 4),
+    "v5p_8192": ("tpu", "v5p-8192", (16, 16, 16), 4096, 1024, 4),
+    "v5p_12288": ("tpu", "v5p-12288", (16, 16, 24), 6144, 1536, 4),
+    "v6e_8": ("tpu", "v6e-8", (2, 4), 8, 1, 8),
+    "v6e_64": ("tpu", "v6e-64", (8, 8), 64, 16, 4),
+    "v6e_256": ("tpu", "v6e-256", (16, 16), 256, 64, 4),
 }
+# Of one chip: bfloat16 TFLOP/s, HBM GB/s, one direction of one link, how many of which, USD an hour.
+CHIPS = {
+    "v5litepod": (197, 819, 50, 4, 1.2),
+    "v5p": (459, 2765, 100, 6, 4.2),
+    "v6e": (918, 1600, 100, 4, None),
+}
+# The vendor's interconnect of one chip, all links, both directions.
+ICI_GB_PER_S = {"v5litepod": 400, "v5p": 1200, "v6e": 800}
 
 
 def test_every_target_file_has_its_facts_here():
@@ -34,10 +56,22 @@ def test_target_multiplies_out(name):
     assert machine.chip_memory_bytes > 1 << 30
 
 
-def test_v5p_name_counts_cores_and_v5e_name_counts_chips():
-    pod, slice_ = target.load_target("v5p_2048"), target.load_target("v5e_16")
-    assert int(pod.accelerator_type.rpartition("-")[2]) == 2 * pod.num_chips
-    assert int(slice_.accelerator_type.rpartition("-")[2]) == slice_.num_chips
+SLICES = [name for name in sorted(FACTS) if FACTS[name][0] == "tpu"]
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slice_has_its_generations_chips(name):
+    machine = target.load_target(name)
+    generation, _, count = machine.accelerator_type.partition("-")
+    # v5p names count TensorCores, two a chip; the others count chips.
+    assert int(count) == machine.num_chips * (2 if generation == "v5p" else 1)
+    tflops, hbm, link, links, price = CHIPS[generation]
+    assert machine.peak_tflops.bfloat16 == tflops
+    assert (machine.hbm_gb_per_s, machine.ici_gb_per_s) == (hbm, link)
+    assert link * links * 2 == ICI_GB_PER_S[generation]
+    paid = machine.price_usd_per_hour
+    assert paid == (None if price is None else pytest.approx(price * machine.num_chips))
+    assert predict.generation(machine.accelerator_type) == generation
 
 
 def test_local_cpu_is_measured_and_its_peak_grows_with_cores():
@@ -54,6 +88,7 @@ def test_mesh_takes_the_rest_or_says_why_not():
     }  # fmt: skip
     with pytest.raises(ValueError, match="multiply to 3, which does not fit 16"):
         target.MeshIntent(data=3).sizes(16)
+    assert target.MeshIntent(expert="auto", context="auto").sizes(16)["expert"] == 1
     with pytest.raises(ValueError, match="multiply to 2, which does not fit 16"):
         target.MeshIntent(data=2, fsdp=1).sizes(16)
 

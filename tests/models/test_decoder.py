@@ -39,7 +39,41 @@ VARIANTS = {
     "moe": TINY.model_copy(
         update={"ffn": model_config.MoeFfn(width=24, num_experts=6, num_groups=2, top_k=2)}
     ),
-}
+    # DeepSeek-V3's and msem's: latent attention, groups, a balance bias, shared experts.
+    "latent": TINY.model_copy(
+        update={
+            "num_layers": 3,
+            "num_kv_heads": 4,
+            "head_width": 12,
+            "attention": model_config.LatentAttention(
+                query_rank=10, latent_rank=16, content_width=8, rotary_width=4, value_width=6
+            ),
+            "rope": model_config.YarnRope(
+                theta=100.0, factor=4.0, original_max_positions=16, beta_fast=2.0,
+                mscale=1.0, mscale_all_dim=1.0,
+            ),
+            "query_scaling": model_config.LogQueryScaling(beta=0.5, period=7),
+            "ffn": model_config.MoeFfn(
+                width=12, num_experts=12, num_groups=4, groups_per_token=2, top_k=3,
+                router=model_config.SigmoidRouter(), weights_scale=1.5, num_shared_experts=2,
+                num_dense_layers=1, dense_width=20,
+            ),
+        }
+    ),
+    "latent_softmax": TINY.model_copy(
+        update={
+            "num_kv_heads": 4,
+            "head_width": 12,
+            "attention": model_config.LatentAttention(
+                latent_rank=16, content_width=8, rotary_width=4, value_width=12
+            ),
+            "ffn": model_config.MoeFfn(
+                width=12, num_experts=6, num_groups=3, groups_per_token=2, top_k=2,
+                is_normalised=False, num_shared_experts=1,
+            ),
+        }
+    ),
+}  # fmt: skip
 
 
 @functools.cache
@@ -66,7 +100,7 @@ def logits_of(definition, params, tokens, positions=None, segment_ids=None):
     model = definition.bind(params)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    hidden, _ = model.hidden(tokens, positions, segment_ids)
+    hidden, *_ = model.hidden(tokens, positions, segment_ids)
     return model.logits(hidden)
 
 
@@ -81,13 +115,23 @@ class NumpyDecoder:
         self.config = config
         self.params = {path: np.asarray(value, np.float64) for path, value in params.items()}
 
-    def norm(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.norm_epsilon) * scale
+    def norm(self, x: np.ndarray, scale: np.ndarray, epsilon: float = 0.0) -> np.ndarray:
+        epsilon = epsilon or self.config.norm_epsilon
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * scale
+
+    def at(self, path: str, layer: int) -> np.ndarray | None:
+        """Return a layer's parameter; the first layers may be a stack of their own."""
+        num_dense = self.config.num_dense_layers
+        if layer < num_dense:
+            found, own = self.params.get(f"dense_layers/{path}"), layer
+        else:
+            found, own = self.params.get(f"layers/{path}"), layer - num_dense
+        return None if found is None else found[own]
 
     def project(self, x: np.ndarray, path: str, layer: int) -> np.ndarray:
-        y = x @ self.params[f"layers/{path}/kernel"][layer]
-        bias = self.params.get(f"layers/{path}/bias")
-        return y if bias is None else y + bias[layer]
+        y = x @ self.at(f"{path}/kernel", layer)
+        bias = self.at(f"{path}/bias", layer)
+        return y if bias is None else y + bias
 
     def rotate(self, x: np.ndarray, position: int) -> np.ndarray:
         half = len(x) // 2
@@ -105,11 +149,54 @@ class NumpyDecoder:
             kept = 1 - np.clip((index - ends[0]) / (ends[1] - ends[0]), 0, 1)
             frequency = frequency * kept + frequency / rope.factor * (1 - kept)
             gain = 0.1 * np.log(rope.factor) + 1
+            if rope.mscale_all_dim:  # here always equal to mscale
+                gain = 1.0
         turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * frequency) * gain
         return np.concatenate([turned.real, turned.imag])
 
+    def query_scale(self, t: int) -> float:
+        scaling = self.config.query_scaling
+        if scaling.kind == "none":
+            return 1.0
+        return 1 + scaling.beta * np.log(1 + t // scaling.period)
+
+    def attend_latent(self, x: np.ndarray, layer: int) -> np.ndarray:
+        c, latent = self.config, self.config.attention
+        if latent.query_rank is None:
+            q = self.project(x, "attention/q_proj", layer)
+        else:
+            narrow = self.project(x, "attention/q_a_proj", layer)
+            narrow = self.norm(narrow, self.at("attention/q_a_norm/scale", layer), 1e-6)
+            q = self.project(narrow, "attention/q_b_proj", layer)
+        q = q.reshape(len(x), c.num_heads, c.head_width)
+        narrow = self.project(x, "attention/kv_a_proj", layer)
+        shared = [self.rotate(row[latent.latent_rank :], s) for s, row in enumerate(narrow)]
+        scale = self.at("attention/kv_a_norm/scale", layer)
+        latents = self.norm(narrow[:, : latent.latent_rank], scale, 1e-6)
+        wide = self.project(latents, "attention/kv_b_proj", layer)
+        wide = wide.reshape(len(x), c.num_heads, latent.content_width + latent.value_width)
+        gain = 1.0
+        if c.rope.kind == "yarn":
+            gain = (0.1 * c.rope.mscale_all_dim * np.log(c.rope.factor) + 1) ** 2
+        out = np.zeros((len(x), c.num_heads, latent.value_width))
+        for head in range(c.num_heads):
+            for t in range(len(x)):
+                content, rotary = np.split(q[t, head], [latent.content_width])
+                query = np.concatenate([content, self.rotate(rotary, t)]) * self.query_scale(t)
+                keys = [
+                    np.concatenate([wide[s, head, : latent.content_width], shared[s]])
+                    for s in range(t + 1)
+                ]
+                scores = np.array([query @ key for key in keys])
+                weights = np.exp(scores * gain / np.sqrt(c.head_width))
+                values = wide[: t + 1, head, latent.content_width :]
+                out[t, head] = weights / weights.sum() @ values
+        return self.project(out.reshape(len(x), -1), "attention/o_proj", layer)
+
     def attend(self, x: np.ndarray, layer: int) -> np.ndarray:
         c = self.config
+        if c.attention.kind == "latent":
+            return self.attend_latent(x, layer)
         q, k, v = (self.project(x, f"attention/{name}_proj", layer) for name in "qkv")
         reach = c.attention.reaches[layer % len(c.attention.reaches)]
         out = np.zeros((len(x), c.num_heads * c.head_width))
@@ -120,40 +207,54 @@ class NumpyDecoder:
             keys = [self.rotate(k[s, shared], s) for s in range(len(x))]
             for t in range(len(x)):
                 first = 0 if reach is None else max(0, t - reach + 1)
-                query = self.rotate(q[t, own], t)
-                if c.query_scaling.kind == "log":
-                    scaling = c.query_scaling
-                    query = query * (1 + scaling.beta * np.log(1 + t // scaling.period))
+                query = self.rotate(q[t, own], t) * self.query_scale(t)
                 scores = np.array([query @ keys[s] for s in range(first, t + 1)])
                 weights = np.exp(scores / np.sqrt(c.head_width))
                 out[t, own] = weights / weights.sum() @ v[first : t + 1, shared]
         return self.project(out, "attention/o_proj", layer)
 
+    def swiglu(self, x: np.ndarray, gate, up, down) -> np.ndarray:
+        hidden = x @ gate
+        return hidden / (1 + np.exp(-hidden)) * (x @ up) @ down
+
     def feed_forward(self, x: np.ndarray, layer: int) -> np.ndarray:
-        gate, up, down = (
-            self.params[f"layers/mlp/{name}_proj/kernel"][layer] for name in ("gate", "up", "down")
-        )
+        kernels = [self.at(f"mlp/{name}_proj/kernel", layer) for name in ("gate", "up", "down")]
         ffn = self.config.ffn
-        if ffn.kind == "dense":
-            hidden = x @ gate
-            return hidden / (1 + np.exp(-hidden)) * (x @ up) @ down
+        if kernels[0].ndim == 2:
+            return self.swiglu(x, *kernels)
         out = np.zeros_like(x)
-        scores = self.project(x, "mlp/router", layer)
+        if ffn.num_shared_experts:
+            names = ("gate", "up", "down")
+            shared = [self.at(f"mlp/shared/{name}_proj/kernel", layer) for name in names]
+            out = self.swiglu(x, *shared)
+        logits = x @ self.at("mlp/router/kernel", layer)
+        bias = self.at("mlp/router/bias", layer)
         for t, row in enumerate(x):
-            best = sorted(range(ffn.num_experts), key=lambda e: -scores[t, e])[: ffn.top_k]
-            weights = np.exp(scores[t, best] - scores[t, best].max())
-            for expert, weight in zip(best, weights / weights.sum()):
-                at = divmod(expert, ffn.num_experts // ffn.num_groups)
-                hidden = row @ gate[at]
-                out[t] += weight * (hidden / (1 + np.exp(-hidden)) * (row @ up[at]) @ down[at])
+            if ffn.router.kind == "sigmoid":
+                scores = 1 / (1 + np.exp(-logits[t]))
+            else:
+                scores = np.exp(logits[t]) / np.exp(logits[t]).sum()
+            judged = scores if bias is None else scores + bias
+            groups = judged.reshape(ffn.num_groups, -1)
+            allowed = range(ffn.num_groups)
+            if ffn.groups_per_token:
+                best_two = np.sort(groups, axis=1)[:, -2:].sum(1)
+                allowed = np.argsort(-best_two)[: ffn.groups_per_token]
+            candidates = [e for e in range(ffn.num_experts) if e // groups.shape[1] in allowed]
+            best = sorted(candidates, key=lambda e: -judged[e])[: ffn.top_k]
+            total = scores[best].sum() if ffn.is_normalised else 1.0
+            for expert in best:
+                at = divmod(expert, groups.shape[1])
+                weight = scores[expert] / total * ffn.weights_scale
+                out[t] += weight * self.swiglu(row, *(kernel[at] for kernel in kernels))
         return out
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         x = self.params["embed/embedding"][tokens]
         for layer in range(self.config.num_layers):
-            normed = self.norm(x, self.params["layers/attention_norm/scale"][layer])
+            normed = self.norm(x, self.at("attention_norm/scale", layer))
             x = x + self.attend(normed, layer)
-            normed = self.norm(x, self.params["layers/mlp_norm/scale"][layer])
+            normed = self.norm(x, self.at("mlp_norm/scale", layer))
             x = x + self.feed_forward(normed, layer)
         x = self.norm(x, self.params["final_norm/scale"])
         head = self.params.get("head/kernel")
@@ -191,7 +292,7 @@ def test_window_hides_tokens_that_no_layer_can_reach() -> None:
     assert np.abs(after[:, 11] - before[:, 11]).max() > 1e-5
 
 
-@pytest.mark.parametrize("name", ["plain", "window"])
+@pytest.mark.parametrize("name", ["plain", "window", "latent"])
 def test_packed_documents_equal_separate_runs(name: str) -> None:
     lengths = (9, 14)
     documents = [draw_tokens(1, length, seed=length) for length in lengths]
@@ -225,18 +326,19 @@ def with_runtime(definition: definition_lib.Definition, **changes: object):
     return definition_lib.define(definition.config, runtime=runtime)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_gradient(remat: decoder_lib.Remat) -> None:
+@pytest.mark.parametrize(("name", "remat"), [("plain", "dots"), ("plain", "full"),
+                                             ("latent", "full")])  # fmt: skip
+def test_remat_changes_no_gradient(name: str, remat: decoder_lib.Remat) -> None:
     tokens = draw_tokens(2, T)
 
     def loss_and_gradients(definition: definition_lib.Definition):
         def loss(params):
             return jnp.mean(jnp.square(logits_of(definition, params, tokens)))
 
-        return jax.value_and_grad(loss)(params_of("plain"))
+        return jax.value_and_grad(loss)(params_of(name))
 
-    value, gradients = loss_and_gradients(define("plain"))
-    rematted = with_runtime(define("plain"), remat=remat)
+    value, gradients = loss_and_gradients(define(name))
+    rematted = with_runtime(define(name), remat=remat)
     again, gradients_again = loss_and_gradients(rematted)
     np.testing.assert_allclose(again, value, rtol=1e-6)
     assert set(gradients_again) == set(rematted.shapes)

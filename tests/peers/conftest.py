@@ -1,7 +1,7 @@
 """Random tiny checkpoints that transformers wrote, with what torch computes from them.
 
 The seed is the date, so that every day tries other shapes; it is printed, and
-MISTRAL_JAX_PEERS_SEED sets it. MISTRAL_JAX_PEERS_DRAWS is how many shapes: 8, nightly 50.
+MISTRAL_JAX_PEERS_SEED sets it. MISTRAL_JAX_PEERS_DRAWS is how many shapes: 10, nightly 50.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,12 @@ from tests.peers import parity
 
 SEED_VARIABLE = "MISTRAL_JAX_PEERS_SEED"
 DRAWS_VARIABLE = "MISTRAL_JAX_PEERS_DRAWS"
-ALL_FAMILIES = ("mistral", "llama", "qwen2", "mixtral", "ministral", "ministral3", "mistral3")
-NUM_DRAWS = int(os.environ.get(DRAWS_VARIABLE) or 8)
+ALL_FAMILIES = (
+    "mistral", "llama", "qwen2", "mixtral", "ministral", "ministral3", "mistral3", "deepseek_v3",
+    "mistral4", "mistral3_mistral4",
+)  # fmt: skip
+LATENT_FAMILIES = ("deepseek_v3", "mistral4", "mistral3_mistral4")
+NUM_DRAWS = int(os.environ.get(DRAWS_VARIABLE) or len(ALL_FAMILIES))
 FAMILIES = tuple(ALL_FAMILIES[index % len(ALL_FAMILIES)] for index in range(NUM_DRAWS))
 # One step that shows everything: decay and clipping change the result by far more than the
 # tolerance, and epsilon is large enough that a gradient near zero cannot flip its step's sign.
@@ -45,6 +50,7 @@ class Draw:
         batch: tokens, targets, loss_weights, each [B, T].
         prompt: tokens to continue.
         expected: what torch computed, see scripts/make_checkpoints.py.
+        is_interleaved: how the file keeps the rotating rows of latent attention.
         definition, params: our reading of the folder.
     """
 
@@ -54,6 +60,7 @@ class Draw:
     batch: dict[str, np.ndarray]
     prompt: list[int]
     expected: dict[str, np.ndarray]
+    is_interleaved: bool
     definition: definition_lib.Definition
     params: definition_lib.Params
 
@@ -127,6 +134,9 @@ def draw_config(family: str, generator: np.random.Generator) -> dict:
         config["num_local_experts"] = int(generator.integers(3, 7))
         # Not 1: a single expert's weight is 1 whatever the router says.
         config["num_experts_per_tok"] = int(generator.integers(2, 4))
+    if family in LATENT_FAMILIES:
+        config |= draw_latent(family, config, generator)
+        del config["head_dim"]  # transformers makes it itself
     if family in ("ministral3", "mistral3"):
         # Lengths that the drawn texts pass, so that the queries' scaling is not one.
         original = int(generator.choice([8, 12, 16]))
@@ -142,6 +152,51 @@ def draw_config(family: str, generator: np.random.Generator) -> dict:
             "llama_4_scaling_beta": float(generator.choice([0.1, 0.4])),
         }
     return config
+
+
+def draw_latent(family: str, config: dict, generator: np.random.Generator) -> dict:
+    """Return what latent attention and a mixture in groups add to a config."""
+
+    def one_of(*choices: Any) -> Any:
+        return choices[int(generator.integers(len(choices)))]
+
+    groups = one_of(1, 2, 4)
+    chosen = int(generator.integers(1, groups + 1))
+    size = one_of(2, 3, 4)
+    found = {
+        "num_key_value_heads": config["num_attention_heads"],
+        "q_lora_rank": one_of(None, 12, 20),
+        "kv_lora_rank": one_of(8, 20),
+        # Odd, so that heads times their width is never the model's width.
+        "qk_nope_head_dim": one_of(5, 9, 15),
+        "qk_rope_head_dim": one_of(4, 8, 12),
+        "v_head_dim": one_of(6, 13),
+        "rope_interleave": one_of(True, False),
+        "moe_intermediate_size": int(generator.integers(10, 40)),
+        "n_routed_experts": groups * size,
+        "n_group": groups,
+        "topk_group": chosen,
+        "num_experts_per_tok": int(generator.integers(2, min(4, chosen * size) + 1)),
+        "n_shared_experts": one_of(1, 2),
+        "first_k_dense_replace": int(generator.integers(config["num_hidden_layers"])),
+        "routed_scaling_factor": one_of(1.0, 2.5),
+        "norm_topk_prob": one_of(True, False),
+    }
+    is_small4 = family != "deepseek_v3"
+    if is_small4 or one_of(True, False):
+        found["rope_parameters"] = {
+            "rope_type": "yarn",
+            "rope_theta": one_of(1e3, 1e4),
+            "factor": one_of(4.0, 16.0),
+            "original_max_position_embeddings": one_of(8, 12, 16),
+            "beta_fast": one_of(4.0, 32.0),
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": one_of(0.0, 0.7, 1.0),
+        }
+    if is_small4:
+        found["rope_parameters"]["llama_4_scaling_beta"] = one_of(0.1, 0.4)
+    return found
 
 
 def draw_batch(config: dict, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -187,9 +242,18 @@ def _read(job: dict, batch: dict[str, np.ndarray]) -> Draw:
         expected = dict(file)
     definition, params = ours.load(folder)
     label = f"{folder.name} {job['config']}"
+    is_interleaved = job["config"].get("rope_interleave", True)
     return Draw(
-        label, folder, job["family"], batch, job["prompt"], expected, definition, params
+        label, folder, job["family"], batch, job["prompt"], expected, is_interleaved, definition,
+        params,
     )  # fmt: skip
+
+
+def parameters_of(draw: Draw, prefix: str) -> dict[str, np.ndarray]:
+    """Return what torch left under a prefix, `gradient/` or `stepped/`, as our parameters lie."""
+    return ours.from_hugging_face(
+        draw.expected, prefix, draw.definition.config, is_interleaved=draw.is_interleaved
+    )
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def _hidden_and_logits(
 
     def run(params: definition_lib.Params) -> tuple[jax.Array, jax.Array]:
         model = definition.bind(params)
-        found, _ = model.hidden(jnp.asarray(tokens, jnp.int32), positions, segments)
+        found, *_ = model.hidden(jnp.asarray(tokens, jnp.int32), positions, segments)
         return found, model.logits(found)
 
     found, scores = jax.jit(run)(params)
@@ -126,11 +126,7 @@ def layer_differences(
     scale = np.asarray(params["final_norm/scale"])
     lines = []
     for depth in range(1, config.num_layers + 1):
-        cut = definition_lib.define(config.model_copy(update={"num_layers": depth}))
-        kept = {
-            path: value[:depth] if path.startswith(definition_lib.STACKED_PREFIX) else value
-            for path, value in params.items()
-        }
+        cut, kept = _first_layers(config, params, depth)
         expected = theirs[f"hidden/{depth}"]
         if depth < config.num_layers:  # transformers norms the last one only
             mean_square = np.mean(np.square(expected), axis=-1, keepdims=True)
@@ -140,6 +136,22 @@ def layer_differences(
         place = ", ".join(str(int(index)) for index in where)
         lines.append(f"after layer {depth}: {apart.max():.2e} at [{place}]")
     return "; ".join(lines)
+
+
+def _first_layers(
+    config: model_config.DecoderConfig, params: definition_lib.Params, depth: int
+) -> tuple[definition_lib.Definition, definition_lib.Params]:
+    """Return the decoder cut off after some layers."""
+    num_dense, changes = config.num_dense_layers, {"num_layers": depth}
+    outer = {path: value for path, value in params.items() if "layers/" not in path}
+    dense = {path: v for path, v in params.items() if path.startswith("dense_layers/")}
+    rest = {path: value for path, value in params.items() if path.startswith("layers/")}
+    if depth <= num_dense:
+        changes["ffn"] = model_config.DenseFfn(width=config.ffn.dense_width)
+        kept = {path.removeprefix("dense_"): value[:depth] for path, value in dense.items()}
+    else:
+        kept = dense | {path: value[: depth - num_dense] for path, value in rest.items()}
+    return definition_lib.define(config.model_copy(update=changes)), outer | kept
 
 
 def batch_arrays(batch: dict[str, np.ndarray]) -> lm.BatchArrays:
@@ -156,7 +168,7 @@ def loss_gradients(
     """Return the mean loss of a batch and its gradients by path."""
 
     def mean_loss(params: definition_lib.Params) -> jax.Array:
-        total = lm.loss_sum(
+        total, _ = lm.loss_sum(
             definition.bind(params),
             {name: array[0] for name, array in batch.items()},
             stage_config.LmStage(),
@@ -183,9 +195,9 @@ def train(
     trained = {path: jnp.array(params[path], copy=True) for path in paths}
     frozen = {path: value for path, value in params.items() if path not in trained}
     state = state_lib.create(trained, optimizer, 0, mesh, {p: shardings[p] for p in paths})
-    step = step_lib.make_train_step(
-        definition, stage_config.LmStage(), optimizer, optimizers.learning_rate(config)
-    )
+    # The router's bias moves by counts and not by AdamW: no peer here does that.
+    stage = stage_config.LmStage(experts=stage_config.ExpertTraining(bias_rate=0.0))
+    step = step_lib.make_train_step(definition, stage, optimizer, optimizers.learning_rate(config))
     seen = []
     with jax.set_mesh(mesh):
         for batch in batches:
@@ -224,11 +236,18 @@ def peer_version(package: str) -> str:
 
 
 def from_hugging_face(
-    arrays: dict[str, np.ndarray], prefix: str, config: model_config.DecoderConfig
+    arrays: dict[str, np.ndarray],
+    prefix: str,
+    config: model_config.DecoderConfig,
+    *,
+    is_interleaved: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Return arrays that carry Hugging Face's parameter names, stacked as our parameters are."""
+    """Return arrays that carry Hugging Face's parameter names, stacked as our parameters are.
+
+    `is_interleaved` is rope_interleave of their config.
+    """
     stacked: dict[str, dict[names.Index, np.ndarray]] = {}
-    for entry in names.entries(config, "hf"):
+    for entry in names.entries(config, "hf", is_interleaved=is_interleaved):
         value = names.from_foreign(arrays[f"{prefix}{entry.foreign_name}"], entry)
         stacked.setdefault(entry.path, {})[entry.index] = value
     found = {}

@@ -10,6 +10,7 @@ import pytest
 from mistral_jax import export
 from mistral_jax import rng
 from mistral_jax.config import model as model_config
+from mistral_jax.formats import peft
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
 from tests.peers import ours
@@ -22,6 +23,7 @@ CASES = [
     (0, 4, 12.0, model_config.ALL_TARGET_MODULES),
     (1, 3, 2.5, SOME),
     (2, 4, 8.0, model_config.ALL_TARGET_MODULES),
+    (7, 4, 8.0, ("kv_a_proj", "kv_b_proj", "o_proj")),
 ]
 
 
@@ -61,7 +63,12 @@ def written_by_us(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory) -
         definition, params = adapted(draw, adapter)
         trained = {path: params[path] for path in definition.trainable_paths()}
         export.write_adapter(
-            trained, definition.config, adapter, folder, base_model=str(draw.folder)
+            trained,
+            definition.config,
+            adapter,
+            folder,
+            base_model=str(draw.folder),
+            is_interleaved=draw.is_interleaved,
         )
         np.save(folder / "tokens.npy", draw.batch["tokens"])
         items.append({
@@ -89,14 +96,16 @@ def written_by_peft(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory)
             "rank": rank,
             "alpha": alpha,
             "dropout": 0.1,
-            "target_modules": list(modules),
+            "target_modules": [peft.PEFT_NAMES[module] for module in modules],
             "seed": number,
         })  # fmt: skip
     ours.run_peer("make_adapters.py", {"items": items}, root)
     read = []
     for item, case in zip(items, CASES, strict=True):
         draw, folder = draws[case[0]], Path(item["adapter"])
-        adapter, arrays = export.load_adapter(folder, draw.definition.config)
+        adapter, arrays = export.load_adapter(
+            folder, draw.definition.config, is_interleaved=draw.is_interleaved
+        )
         assert (adapter.rank, adapter.alpha, adapter.dropout) == (case[1], case[2], 0.1)
         assert set(adapter.target_modules) == set(case[3])
         definition = definition_lib.define(draw.definition.config, adapter=adapter)
@@ -136,10 +145,10 @@ def test_our_merged_weights_give_the_logits_of_peft(
     merged = readers.MergedReader(base, trained, adapter.scale)
     plain = definition_lib.define(config)
     params = {
-        path: jnp.stack([merged.read(path, (layer,)) for layer in range(config.num_layers)])
-        if path.startswith("layers/")
+        path: jnp.stack([merged.read(path, (layer,)) for layer in range(shape.shape[0])])
+        if path.startswith(definition_lib.STACKED_PREFIXES)
         else jnp.asarray(merged.read(path, ()))
-        for path in plain.shapes
+        for path, shape in plain.shapes.items()
     }
     found = ours.logits(plain, params, model.draw.batch["tokens"])
     check_logits(found, model)

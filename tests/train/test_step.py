@@ -100,7 +100,7 @@ def naive_loss(kind: str, params: definition_lib.Params, batch: dict) -> jax.Arr
     """Return the mean loss from materialised logits."""
     model = define(kind).bind(params)
     flat = {name: array.reshape(B, T) for name, array in batch.items()}
-    hidden, _ = model.hidden(flat["tokens"], flat["positions"], flat["segment_ids"])
+    hidden, *_ = model.hidden(flat["tokens"], flat["positions"], flat["segment_ids"])
     log_probs = jax.nn.log_softmax(model.logits(hidden))
     chosen = jnp.take_along_axis(log_probs, flat["targets"][..., None], axis=-1)[..., 0]
     return -jnp.sum(chosen * flat["loss_weights"]) / jnp.sum(flat["loss_weights"])
@@ -251,7 +251,7 @@ def test_z_loss_is_added_to_the_loss(z_loss: float) -> None:
     batch = make_batch(0)
     model = define("full").bind(state.params)
     flat = {name: array[0] for name, array in batch.items()}
-    hidden, _ = model.hidden(flat["tokens"], flat["positions"], flat["segment_ids"])
+    hidden, *_ = model.hidden(flat["tokens"], flat["positions"], flat["segment_ids"])
     logsumexp = np.asarray(jax.nn.logsumexp(model.logits(hidden), axis=-1), np.float64)
     weights = np.asarray(flat["loss_weights"], np.float64)
     penalty = z_loss * (logsumexp**2 * weights).sum() / weights.sum()

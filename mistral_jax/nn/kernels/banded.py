@@ -28,11 +28,11 @@ def block_size(num_tokens: int) -> int:
 def attend(
     q: Float[Array, "B T H Q"],
     k: Float[Array, "B S K Q"],
-    v: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K W"],
     spec: masks.AttentionSpec,
     *,
     scale: float,
-) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
+) -> tuple[Float[Array, "B T H W"], Float[Array, "B H T"] | None]:
     """Return attention outputs, and the logsumexp if the spec asks for it.
 
     Raises:
@@ -60,7 +60,8 @@ def attend(
         )
         outputs.append(out)
         sums.append(logsumexp)
-    out = jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    out = jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4)
+    out = out.reshape(batch, num_tokens, num_heads, v.shape[-1])
     if not spec.has_logsumexp:
         return out, None
     return out, jnp.concatenate(sums, axis=3).reshape(batch, num_heads, num_tokens)
@@ -84,12 +85,12 @@ def _visible(
 def _attend_block(
     q: Float[Array, "B K G t Q"],
     k: Float[Array, "B K s Q"],
-    v: Float[Array, "B K s Q"],
+    v: Float[Array, "B K s W"],
     visible: Bool[Array, "#B t s"],
     *,
     scale: float,
     has_logsumexp: bool,
-) -> tuple[Float[Array, "B K G t Q"], Float[Array, "B K G t"] | None]:
+) -> tuple[Float[Array, "B K G t W"], Float[Array, "B K G t"] | None]:
     batch, num_kv_heads, group, num_queries, head_width = q.shape
     rows = q.reshape(batch, num_kv_heads, group * num_queries, head_width)
     # float32: a bf16 softmax over 4k keys loses two digits.
@@ -98,5 +99,6 @@ def _attend_block(
     scores = jnp.where(visible[:, None, None], scores, reference.MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     weights = weights.reshape(batch, num_kv_heads, group * num_queries, -1)
-    out = jnp.einsum("bkrs,bksq->bkrq", weights, v).reshape(q.shape)
+    out = jnp.einsum("bkrs,bksw->bkrw", weights, v)
+    out = out.reshape(batch, num_kv_heads, group, num_queries, -1)
     return out, jax.nn.logsumexp(scores, axis=-1) if has_logsumexp else None

@@ -18,11 +18,11 @@ MASKED_SCORE = -1e30
 def attend(
     q: Float[Array, "B T H Q"],
     k: Float[Array, "B S K Q"],
-    v: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K W"],
     spec: masks.AttentionSpec,
     *,
     scale: float,
-) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
+) -> tuple[Float[Array, "B T H W"], Float[Array, "B H T"] | None]:
     """Return attention outputs, and the logsumexp if the spec asks for it.
 
     Raises:
@@ -36,12 +36,12 @@ def attend(
 def attend_masked(
     q: Float[Array, "B T H Q"],
     k: Float[Array, "B S K Q"],
-    v: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K W"],
     mask: Bool[Array, "#B T S"],
     spec: masks.AttentionSpec,
     *,
     scale: float,
-) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
+) -> tuple[Float[Array, "B T H W"], Float[Array, "B H T"] | None]:
     """Attend under a given mask; the banded form calls this for each of its blocks."""
     batch, num_queries, num_heads, head_width = q.shape
     num_kv_heads = k.shape[2]
@@ -55,7 +55,8 @@ def attend_masked(
     scores = jnp.where(mask[:, None, None], scores, MASKED_SCORE)
     # jax.nn.softmax has its own gradient rule, which keeps the weights and nothing else.
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bskq->btkgq", weights, v).reshape(q.shape)
+    out = jnp.einsum("bkgts,bskw->btkgw", weights, v)
+    out = out.reshape(batch, num_queries, num_heads, v.shape[-1])
     if not spec.has_logsumexp:
         return out, None
     logsumexp = jax.nn.logsumexp(scores, axis=-1).reshape(batch, num_heads, num_queries)

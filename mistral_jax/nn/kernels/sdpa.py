@@ -17,12 +17,12 @@ from mistral_jax.nn import masks
 def attend(
     q: Float[Array, "B T H Q"],
     k: Float[Array, "B S K Q"],
-    v: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K W"],
     spec: masks.AttentionSpec,
     *,
     scale: float,
     implementation: str | None = None,
-) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
+) -> tuple[Float[Array, "B T H W"], Float[Array, "B H T"] | None]:
     """Return attention outputs, and the logsumexp if the spec asks for it.
 
     Raises:

@@ -26,12 +26,12 @@ MAX_BLOCK = 512
 def attend(
     q: Float[Array, "B T H Q"],
     k: Float[Array, "B S K Q"],
-    v: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K W"],
     spec: masks.AttentionSpec,
     *,
     scale: float,
     is_interpreted: bool = False,
-) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
+) -> tuple[Float[Array, "B T H W"], Float[Array, "B H T"] | None]:
     """Return attention outputs, and the logsumexp (forward only) if the spec asks for it.
 
     Raises:
@@ -72,14 +72,14 @@ def attend(
 def _attend_shard(
     q: Float[Array, "B T H Q"],
     k: Float[Array, "B S K Q"],
-    v: Float[Array, "B S K Q"],
+    v: Float[Array, "B S K W"],
     segments: Int[Array, "B T"],
     *,
     reach: int | None,
     scale: float,
     has_logsumexp: bool,
     is_interpreted: bool,
-) -> tuple[Float[Array, "B T H Q"], Float[Array, "B H T"] | None]:
+) -> tuple[Float[Array, "B T H W"], Float[Array, "B H T"] | None]:
     num_tokens, num_heads = q.shape[1:3]
     shape = (num_tokens, num_tokens)
     mask = (

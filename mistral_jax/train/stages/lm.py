@@ -8,6 +8,7 @@ from jaxtyping import PRNGKeyArray
 from mistral_jax.config import stage as stage_config
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.nn import loss as loss_lib
+from mistral_jax.nn import routing
 
 BatchArrays = dict[str, Array]
 
@@ -19,16 +20,16 @@ def loss_sum(
     *,
     is_head_trained: bool,
     dropout_key: PRNGKeyArray | None,
-) -> Float[Array, ""]:
-    """Return the weighted sum of token losses of one micro batch, in nats, float32.
+) -> tuple[Float[Array, ""], routing.Aux | None]:
+    """Return the weighted sum of token losses of one micro batch, in nats, float32, and routing.
 
     The caller divides by the weights of the whole global batch, so that accumulation over micro
     batches equals one big batch.
     """
-    hidden, _ = model.hidden(
+    hidden, _, aux = model.hidden(
         batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key
     )
-    return loss_lib.linear_cross_entropy(
+    total = loss_lib.linear_cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]),
         model.head_kernel(),
         batch["targets"].reshape(-1),
@@ -36,13 +37,14 @@ def loss_sum(
         z_loss=stage.z_loss,
         has_kernel_gradient=is_head_trained,
     )
+    return total, aux
 
 
 def row_losses(
     model: decoder_lib.Decoder, batch: BatchArrays
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Return, for each row, the weighted sum of token losses and the sum of weights."""
-    hidden, _ = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
+    hidden, *_ = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
     losses = loss_lib.token_losses(
         hidden.reshape(-1, hidden.shape[-1]), model.head_kernel(), batch["targets"].reshape(-1)
     ).reshape(batch["targets"].shape)

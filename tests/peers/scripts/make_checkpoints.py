@@ -19,11 +19,14 @@ def describe(model: torch.nn.Module, batch: dict, optimizer: dict) -> dict[str, 
     loss.backward()
     found["loss"] = loss.detach().numpy()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    biases = {n: b for n, b in model.named_buffers() if n.endswith(torch_models.ROUTER_BIAS)}
+    gradients |= {name: torch.zeros_like(bias) for name, bias in biases.items()}
     for name, gradient in torch_models.named(model, gradients).items():
         found[f"gradient/{name}"] = gradient.numpy().copy()
     trainer.max_grad_norm = optimizer["max_grad_norm"]
     found["grad_norm"] = np.float32(trainer.step(torch_models.loss(model, batch), 0))
-    for name, parameter in torch_models.named(model, dict(model.named_parameters())).items():
+    stepped = dict(model.named_parameters()) | biases
+    for name, parameter in torch_models.named(model, stepped).items():
         found[f"stepped/{name}"] = parameter.detach().numpy().copy()
     return found
 

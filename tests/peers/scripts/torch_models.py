@@ -20,10 +20,18 @@ FAMILIES = {
     "ministral": (transformers.MinistralConfig, transformers.MinistralForCausalLM),
     "ministral3": (transformers.Ministral3Config, transformers.Ministral3ForCausalLM),
     "mistral3": (transformers.Mistral3Config, transformers.Mistral3ForConditionalGeneration),
-}
+    "mistral3_mistral4": (
+        transformers.Mistral3Config, transformers.Mistral3ForConditionalGeneration,
+    ),
+    "mistral4": (transformers.Mistral4Config, transformers.Mistral4ForCausalLM),
+    "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
+}  # fmt: skip
+# The text model inside a multimodal one.
+TEXTS = {"mistral3": "ministral3", "mistral3_mistral4": "mistral4"}
+ROUTER_BIAS = ".e_score_correction_bias"
 DECAYED = (
     "_proj.weight", "lm_head.weight", "lora_A.default.weight", "lora_B.default.weight",
-    "experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight",
+    "experts.gate_up_proj", "experts.down_proj", "mlp.gate.weight", "kv_a_proj_with_mqa.weight",
 )  # fmt: skip
 VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -40,9 +48,9 @@ def read_job() -> dict:
 def build(family: str, config: dict, seed: int) -> torch.nn.Module:
     """Return a float32 model with every parameter drawn, norms and biases included."""
     config_class, model_class = FAMILIES[family]
-    if family == "mistral3":
+    if family in TEXTS:
         # The text model's config inside, as the published ones have it, beside a tiny tower.
-        config = {"text_config": {"model_type": "ministral3", **config}, "vision_config": VISION,
+        config = {"text_config": {"model_type": TEXTS[family], **config}, "vision_config": VISION,
                   "tie_word_embeddings": config["tie_word_embeddings"]}  # fmt: skip
     model = (
         model_class(
@@ -62,11 +70,24 @@ def build(family: str, config: dict, seed: int) -> torch.nn.Module:
             else:
                 # Each projection keeps the size of its input, so that logits are of order one.
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith(ROUTER_BIAS):  # as large as scores are apart, so that it decides
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
     return model
 
 
 def named(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return values by parameter name under the names of a text model's file on disk."""
+    kind = model.config.get_text_config().model_type
+    if kind == "mistral4":  # its file has the names of its parameters
+        return {
+            name.replace("model.language_model.", "model."): value
+            for name, value in values.items()
+            if ".vision_tower." not in name and ".multi_modal_projector." not in name
+        }
+    is_mixtral = kind == "mixtral"
+    room = "block_sparse_moe" if is_mixtral else "mlp"
+    gate, up, down = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
     found = {}
     for name, value in values.items():
         own = name.replace("model.language_model.", "model.")
@@ -74,20 +95,26 @@ def named(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> dict[str, 
             continue
         if own.endswith("mlp.experts.gate_up_proj"):
             for expert, both in enumerate(value):
-                stem = own.replace("mlp.experts.gate_up_proj", f"block_sparse_moe.experts.{expert}")
-                found[f"{stem}.w1.weight"], found[f"{stem}.w3.weight"] = both.chunk(2)
+                stem = own.replace("mlp.experts.gate_up_proj", f"{room}.experts.{expert}")
+                found[f"{stem}.{gate}.weight"], found[f"{stem}.{up}.weight"] = both.chunk(2)
         elif own.endswith("mlp.experts.down_proj"):
             for expert, one in enumerate(value):
-                stem = own.replace("mlp.experts.down_proj", f"block_sparse_moe.experts.{expert}")
-                found[f"{stem}.w2.weight"] = one
+                stem = own.replace("mlp.experts.down_proj", f"{room}.experts.{expert}")
+                found[f"{stem}.{down}.weight"] = one
         else:
-            found[own.replace("mlp.gate.weight", "block_sparse_moe.gate.weight")] = value
+            found[own.replace("mlp.gate.weight", f"{room}.gate.weight")] = value
     return found
 
 
 def load(folder: str, **options: object) -> torch.nn.Module:
     """Return a saved model in float32 with plain attention."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(folder) if "gguf_file" not in options else None
+    # AutoModelForCausalLM does not know the class of mistral4.
+    is_small4 = config is not None and config.model_type == "mistral4"
+    model_class = (
+        transformers.Mistral4ForCausalLM if is_small4 else transformers.AutoModelForCausalLM
+    )
+    return model_class.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",

@@ -1,0 +1,249 @@
+"""Bytes on one device at the peak of a step, in closed form.
+
+What enters the step (parameters, optimizer state, batch) is counted array by array and exact. What
+lives during it is an estimate, in named terms, of what the backward pass keeps under each remat
+choice and of what one layer works with; a compiler may do better or worse.
+"""
+
+import dataclasses
+
+from launch import arithmetic
+from launch import tensors as tensors_lib
+from mistral_jax.config import expert_shards
+from mistral_jax.config.model import Adapter
+from mistral_jax.config.model import DecoderConfig
+from mistral_jax.config.optimizer import Adafactor
+from mistral_jax.config.optimizer import Optimizer
+
+FLOAT32_BYTES = 4
+BATCH_ARRAYS = 5  # tokens, targets, loss weights, positions, segments: 4 bytes a token each
+SCALAR_BYTES = 64  # step, key, the optimizer's counters
+LOSS_CHUNK_TOKENS = 1024  # mistral_jax/nn/loss.py, DEFAULT_CHUNK_TOKENS
+BANDED_MIN_BLOCK = 64  # mistral_jax/nn/kernels/banded.py
+BANDED_MAX_BLOCKS = 32
+SCORE_IMPLEMENTATIONS = ("reference", "banded")  # these hold scores for the backward pass
+BLOCK_ROWS = 256  # an expert's run of rows is padded to whole blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a step sits on the devices.
+
+    Attributes:
+        mesh: sizes of the mesh axes.
+        num_tokens: the row's length T.
+        micro_batch: rows in one forward and backward pass on one device.
+        accumulation: passes per step; above 1 a second set of gradients lives.
+        attention: implementation name.
+        remat: none, dots or full.
+        compute_bytes: 2 for bfloat16, 4 for float32.
+        frozen_bytes: of one frozen parameter as it is held.
+        experts: implementation name, for a mixture.
+        transport: how rows travel between experts' devices.
+        buffer_factor: how many times the even share its buffers hold.
+    """
+
+    mesh: dict[str, int]
+    num_tokens: int
+    micro_batch: int
+    accumulation: int
+    attention: str
+    remat: str
+    compute_bytes: int
+    frozen_bytes: int
+    experts: str = "ragged"
+    transport: str = "padded"
+    buffer_factor: float = 1.5
+
+    @property
+    def pass_tokens(self) -> float:
+        """Tokens of one device in one pass."""
+        return self.micro_batch * self.num_tokens / self.mesh["context"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceBytes:
+    """What one device holds at the peak of a step, in bytes.
+
+    Attributes:
+        frozen_parameters, trained_parameters, optimizer_state, batch: the step's arguments, exact.
+        gradients: of every trained parameter, float32.
+        activations: what all layers keep for the backward pass.
+        layer_work: activations of the layer that runs, and their gradients.
+        dispatch: rows on their way to and through a mixture's experts, likewise.
+        gathered_weights: one layer's whole weights, the next one's, and their gradients.
+        loss_chunk: logits of a chunk, and the head.
+    """
+
+    frozen_parameters: int
+    trained_parameters: int
+    optimizer_state: int
+    batch: int
+    gradients: int
+    activations: int
+    layer_work: int
+    dispatch: int
+    gathered_weights: int
+    loss_chunk: int
+
+    @property
+    def arguments(self) -> int:
+        """What enters the step."""
+        return self.frozen_parameters + self.trained_parameters + self.optimizer_state + self.batch
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return sum(dataclasses.asdict(self).values())
+
+
+def trained_tensors(decoder: DecoderConfig, adapter: Adapter) -> list[tensors_lib.Tensor]:
+    """Return the tensors that train: the adapter's where there is one, else all."""
+    table = tensors_lib.tensors(decoder, adapter)
+    is_adapted = adapter.kind == "lora"
+    return [tensor for tensor in table if not is_adapted or tensor.part == "adapter"]
+
+
+def optimizer_bytes(
+    decoder: DecoderConfig, adapter: Adapter, optimizer: Optimizer, mesh: dict[str, int]
+) -> int:
+    """Return the bytes of optimizer state on one device, its scalars included.
+
+    Moments lie as their parameters do; the rows and columns of a factored moment are whole on
+    every device.
+    """
+    is_factored = isinstance(optimizer, Adafactor)
+    total = SCALAR_BYTES
+    for tensor in trained_tensors(decoder, adapter):
+        held = optimizer.array_state_bytes(tensor.path, tensor.shape)
+        if not is_factored or held >= FLOAT32_BYTES * tensor.size:
+            held = optimizer.array_state_bytes(tensor.path, tensor.local_shape(mesh))
+        total += held
+    return total
+
+
+def device_bytes(
+    decoder: DecoderConfig, adapter: Adapter, optimizer: Optimizer, layout: Layout
+) -> DeviceBytes:
+    """Return what one device holds at the peak of a step."""
+    mesh, is_adapted = layout.mesh, adapter.kind == "lora"
+    base = arithmetic.shard_bytes(decoder, mesh, 1)
+    trained = sum(t.local_size(mesh) for t in trained_tensors(decoder, adapter))
+    tokens = layout.pass_tokens
+    scores = _score_bytes(decoder, layout)
+    kept = _kept_numbers(decoder, layout.remat, mesh["tensor"]) * layout.compute_bytes
+    kept += scores if layout.remat == "none" else 0
+    work = _kept_numbers(decoder, "none", mesh["tensor"]) * layout.compute_bytes + scores
+    moe = decoder.ffn.kind == "moe"
+    dispatch = _dispatch_bytes(decoder, layout) if moe else 0.0
+    num_mixtures = decoder.num_layers - decoder.num_dense_layers
+    is_kept = layout.remat != "full"
+    # The running layer's own, with their gradients where the backward pass made them again.
+    twice = 1 if layout.remat == "none" else 2
+    return DeviceBytes(
+        frozen_parameters=base * layout.frozen_bytes if is_adapted else 0,
+        trained_parameters=trained * FLOAT32_BYTES,
+        optimizer_state=optimizer_bytes(decoder, adapter, optimizer, mesh),
+        batch=int(BATCH_ARRAYS * 4 * tokens * layout.accumulation),
+        gradients=trained * FLOAT32_BYTES * (2 if layout.accumulation > 1 else 1),
+        activations=int(decoder.num_layers * tokens * kept + num_mixtures * is_kept * dispatch),
+        layer_work=int(tokens * work * twice),
+        dispatch=int(dispatch),
+        gathered_weights=_gathered_bytes(decoder, layout, is_adapted=is_adapted),
+        loss_chunk=_loss_bytes(decoder, layout, is_adapted=is_adapted),
+    )
+
+
+def _kept_numbers(decoder: DecoderConfig, remat: str, tensor: int) -> float:
+    """Return numbers that one layer keeps for the backward pass for each token.
+
+    Scores aside, and without what a mixture's chosen experts work with.
+    """
+    heads, width = decoder.num_heads, decoder.width
+    query = heads * decoder.head_width / tensor
+    value = heads * decoder.value_width / tensor
+    latent = decoder.attention
+    if latent.kind == "latent":
+        narrow = (latent.query_rank or 0) + latent.latent_rank + latent.rotary_width
+        wide = heads * (latent.content_width + latent.value_width) / tensor
+        inputs = query + 2 * narrow + wide
+        # Keys with the shared rotary part beside each head's own, the output.
+        pointwise = query + value
+    else:
+        inputs = query + 2 * decoder.num_kv_heads * decoder.head_width / tensor
+        pointwise = 2 * query + decoder.num_kv_heads * decoder.head_width / tensor
+    moe = decoder.ffn if decoder.ffn.kind == "moe" else None
+    hidden = decoder.ffn.width if moe is None else moe.num_shared_experts * moe.width
+    if moe is not None and moe.dense_width is not None:
+        hidden = max(hidden, moe.dense_width if remat == "none" else 0)
+    matmul_outputs = inputs + 2 * hidden / tensor + 2 * width
+    pointwise += 2 * width + 2 * hidden / tensor
+    return {
+        "full": width,
+        "dots": width + matmul_outputs,
+        "none": width + matmul_outputs + pointwise,
+    }[remat]
+
+
+def _score_bytes(decoder: DecoderConfig, layout: Layout) -> float:
+    """Return bytes of attention scores that one layer keeps for each token of a row."""
+    heads = decoder.num_heads / layout.mesh["tensor"]
+    if layout.attention not in SCORE_IMPLEMENTATIONS:
+        return FLOAT32_BYTES * heads  # the logsumexp alone
+    keys: float = layout.num_tokens
+    if layout.attention == "banded":
+        block = max(BANDED_MIN_BLOCK, -(-layout.num_tokens // BANDED_MAX_BLOCKS))
+        keys = min(keys, arithmetic.mean_keys(decoder, layout.num_tokens) + block / 2)
+    return heads * keys * (FLOAT32_BYTES + layout.compute_bytes)
+
+
+def _dispatch_bytes(decoder: DecoderConfig, layout: Layout) -> float:
+    """Return bytes of one mixture layer's rows: sent, received, in and out of the experts."""
+    moe, mesh, width = decoder.ffn, layout.mesh, decoder.width
+    assert moe.kind == "moe"
+    tokens = layout.pass_tokens
+    hidden = moe.width / mesh["tensor"]
+    if layout.experts == arithmetic.ALL_EXPERTS:  # a scan over experts keeps their hidden states
+        return tokens * moe.num_experts / mesh["expert"] * 3 * hidden * layout.compute_bytes
+    pairs, rows = tokens * moe.top_k, 0.0
+    num_local = moe.num_experts
+    if mesh["expert"] > 1:
+        shards = expert_shards.of_ffn(moe, mesh["expert"])
+        num_local = shards.experts_per_shard
+        room = shards.rows_of_all(int(tokens), layout.buffer_factor)
+        sent = room if layout.transport == "padded" else int(tokens) * shards.max_copies
+        # A send and a receive buffer, and the way back.
+        rows = 2 * (sent + room) * width
+        pairs *= layout.buffer_factor
+    pairs += min(pairs, num_local * BLOCK_ROWS / 2)
+    # At the peak of the backward pass: a row into the experts and its output's gradient, gate, up,
+    # their product and two of their gradients. Rows of later use are made again or freed.
+    return layout.compute_bytes * (rows + pairs * (2 * width + 5 * hidden))
+
+
+def _gathered_bytes(decoder: DecoderConfig, layout: Layout, *, is_adapted: bool) -> int:
+    """Return bytes of the largest layer's weights, gathered or cast: this layer's and the next's.
+
+    Where they train, their gradients before these are scattered.
+    """
+    held = layout.frozen_bytes if is_adapted else FLOAT32_BYTES
+    if layout.mesh["fsdp"] == 1 and layout.compute_bytes == held:
+        return 0
+    stacks: dict[str, int] = {}
+    for tensor in tensors_lib.tensors(decoder):
+        if tensor.is_stacked and tensor.is_matmul:
+            name = tensor.path.partition("/")[0]
+            layer = tensor.gathered_size(layout.mesh) // tensor.shape[0]
+            stacks[name] = stacks.get(name, 0) + layer
+    copies = 2 if is_adapted else 3
+    return copies * max(stacks.values()) * layout.compute_bytes
+
+
+def _loss_bytes(decoder: DecoderConfig, layout: Layout, *, is_adapted: bool) -> int:
+    """Return bytes of a chunk's scores, their exponentials and gradient, and of the head."""
+    chunk = min(LOSS_CHUNK_TOKENS, layout.pass_tokens)
+    vocab = decoder.vocab_size / layout.mesh["tensor"]
+    held = layout.frozen_bytes if is_adapted else FLOAT32_BYTES
+    is_copied = layout.mesh["fsdp"] > 1 or layout.compute_bytes != held
+    head = (layout.compute_bytes if is_copied else 0) + (0 if is_adapted else FLOAT32_BYTES)
+    return int(vocab * (chunk * (2 * FLOAT32_BYTES + layout.compute_bytes) + decoder.width * head))

@@ -1,0 +1,204 @@
+"""Experts on several devices: tokens travel to their experts and back. One device needs none.
+
+Attention uses the mesh axis `expert` as more data parallelism; here the same devices hold different
+experts. Inside one shard_map over the whole mesh: parts of kernels over `fsdp` are gathered, hidden
+channels over `tensor` make partial sums, tokens travel over `expert` (nn/expert_exchange.py).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+from jaxtyping import Float
+from jaxtyping import Int
+
+from mistral_jax import sharding
+from mistral_jax.config import expert_shards
+from mistral_jax.nn import expert_exchange
+from mistral_jax.nn import expert_transport
+from mistral_jax.nn import experts
+from mistral_jax.nn import routing
+
+AXIS = expert_transport.AXIS
+INTO_AXES = ("group", "expert", "expert_embed", "mlp")
+OUT_OF_AXES = ("group", "expert", "mlp", "expert_embed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How the experts run; nothing here changes what they compute but an overflow.
+
+    Attributes:
+        implementation: a name in experts.IMPLEMENTATIONS.
+        transport: `padded` all-to-all everywhere, or `ragged`, which TPUs have.
+        buffer_factor: how many times the even share of rows (config/expert_shards.py) a buffer
+            holds; infinity leaves room for every token on every device.
+    """
+
+    implementation: str = "all"
+    transport: str = "padded"
+    buffer_factor: float = 1.5
+
+
+def choose_transport(name: str, platform: str) -> str:
+    """Return the transport that `auto` means on a platform, or the name itself.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    if name == "auto":
+        return "ragged" if platform == "tpu" else "padded"
+    if name not in expert_transport.TRANSPORTS:
+        known = ", ".join(["auto", *expert_transport.TRANSPORTS])
+        raise ValueError(f"unknown experts transport {name!r}; known: {known}")
+    return name
+
+
+def run(
+    x: Float[Array, "B T D"],
+    choice: routing.Choice,
+    kernels: experts.Kernels,
+    placement: Placement,
+    *,
+    groups_per_token: int | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
+    """Return the weighted outputs and how many assignments found no room.
+
+    Args:
+        x: tokens in the compute dtype.
+        choice: [B, T, k].
+        kernels: as they are stored, [groups, experts of a group, in, out].
+        placement: how.
+        groups_per_token: how many groups a token may use, which bounds the devices it is sent
+            to; None is all. An assignment beyond it counts as overflow.
+
+    Raises:
+        ValueError: the mesh axis `expert` divides neither groups nor the experts of a group.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return _run_on_mesh(x, choice, kernels, placement, groups_per_token, mesh)
+    out = _run_local(
+        x.reshape(-1, x.shape[-1]),
+        _flat(choice),
+        _flat_kernels(kernels, x),
+        implementation=placement.implementation,
+    )
+    return out.reshape(x.shape), jnp.float32(0)
+
+
+def _run_on_mesh(
+    x: Float[Array, "B T D"],
+    choice: routing.Choice,
+    kernels: experts.Kernels,
+    placement: Placement,
+    groups_per_token: int | None,
+    mesh: AbstractMesh,
+) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
+    num_groups, group_size = kernels.gate.shape[:2]
+    shards = expert_shards.ExpertShards(
+        num_groups,
+        group_size,
+        groups_per_token or num_groups,
+        choice.experts.shape[-1],
+        mesh.shape[AXIS],
+    )
+    rows, length, _ = sharding.spec(("batch", "sequence", None), x.shape, mesh)
+    token_axes = _names(rows) + _names(length)
+    into = sharding.spec(INTO_AXES, kernels.gate.shape, mesh)
+    out_of = sharding.spec(OUT_OF_AXES, kernels.down.shape, mesh)
+    tokens = PartitionSpec(rows, length, None)
+    on_device = functools.partial(
+        _run_on_device,
+        shards=shards,
+        placement=placement,
+        embed_axis=into[2],
+        token_axes=token_axes,
+    )
+    # Partial sums of one token lie on several devices: of hidden channels, and of experts where
+    # rows do not divide over them (a few prompts to continue), so that no token needs to travel.
+    summed = _names(into[3]) + _names(None if AXIS in token_axes else AXIS)
+    parts, overflow = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, into, into, out_of),
+        out_specs=(PartitionSpec(summed, *tokens), PartitionSpec()),
+        check_vma=False,
+    )(x, choice.experts, choice.weights, kernels.gate, kernels.up, kernels.down)
+    # Added outside, where the gradient is a plain copy; a psum inside would be one more backward.
+    # Bytes a device and layer: tokens here * D * itemsize, all-reduced.
+    return jnp.sum(parts, axis=0), overflow
+
+
+def _run_on_device(
+    x: Float[Array, "B T D"],
+    chosen: Int[Array, "B T k"],
+    weights: Float[Array, "B T k"],
+    gate: Float[Array, "G E d F"],
+    up: Float[Array, "G E d F"],
+    down: Float[Array, "G E F d"],
+    *,
+    shards: expert_shards.ExpertShards,
+    placement: Placement,
+    embed_axis: str | None,
+    token_axes: tuple[str, ...],
+) -> tuple[Float[Array, "1 B T D"], Float[Array, ""]]:
+    """Return this device's tokens' outputs, of this device's hidden channels, and the overflow."""
+
+    def gather(kernel: Array, axis: int) -> Array:
+        kernel = kernel.astype(x.dtype)
+        if embed_axis is None:
+            return kernel
+        # Bytes a device and layer, each kernel: experts here * D * F here * itemsize, of which
+        # (fsdp - 1) / fsdp arrive; the gradient is reduce-scattered in the same dtype and number.
+        return jax.lax.all_gather(kernel, embed_axis, axis=axis, tiled=True)
+
+    whole = experts.Kernels(gather(gate, 2), gather(up, 2), gather(down, 3))
+    run_local = functools.partial(
+        _run_local,
+        kernels=_flat_kernels(whole, x),
+        implementation=placement.implementation,
+    )
+    tokens = x.reshape(-1, x.shape[-1])
+    choice = _flat(routing.Choice(chosen, weights))
+    if AXIS not in token_axes or shards.count == 1:
+        choice = expert_exchange.local_choice(choice, shards)
+        return run_local(tokens, choice).reshape(1, *x.shape), jnp.float32(0)
+    out, overflow = expert_exchange.exchange(
+        tokens,
+        choice,
+        run_local,
+        shards,
+        transport=placement.transport,
+        buffer_factor=placement.buffer_factor,
+    )
+    # 4 bytes a layer.
+    return out.reshape(1, *x.shape), jax.lax.psum(overflow, token_axes)
+
+
+def _run_local(
+    tokens: Float[Array, "N D"],
+    choice: routing.Choice,
+    kernels: experts.Kernels,
+    *,
+    implementation: str,
+) -> Float[Array, "N D"]:
+    return experts.run_experts(tokens, choice, kernels, implementation=implementation)
+
+
+def _flat(choice: routing.Choice) -> routing.Choice:
+    """Return a choice of [B, T, k] as [N, k]."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), choice)
+
+
+def _flat_kernels(kernels: experts.Kernels, x: Float[Array, "B T D"]) -> experts.Kernels:
+    """Return kernels of [groups, experts of a group, ..] as [experts, ..] in x's dtype."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]).astype(x.dtype), kernels)
+
+
+def _names(mesh_axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())

@@ -1,0 +1,198 @@
+"""Attention block by block with an online softmax, forward and backward, in plain XLA.
+
+What devices that share a row compute (nn/context_parallel.py): queries stay, keys arrive in any
+order, and explicit row indices say who sees whom. A pair of blocks that sees nothing is skipped.
+FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from jaxtyping import Bool
+from jaxtyping import Float
+from jaxtyping import Int
+
+from mistral_jax.nn.kernels import reference
+
+MAX_BLOCK = 512
+
+
+class Where(NamedTuple):
+    """Where tokens lie: all that decides who sees whom.
+
+    Attributes:
+        rows: index in the row.
+        segments: document, 0 for padding.
+    """
+
+    rows: Int[Array, "*blocks t"]
+    segments: Int[Array, "*blocks B t"]
+
+
+class Sums(NamedTuple):
+    """The softmax so far, of every block of queries; float32.
+
+    Attributes:
+        out: sum of exp(score - peak) times value.
+        peak: largest score.
+        total: sum of exp(score - peak).
+    """
+
+    out: Float[Array, "*blocks B K G t W"]
+    peak: Float[Array, "*blocks B K G t"]
+    total: Float[Array, "*blocks B K G t"]
+
+
+class Queries(NamedTuple):
+    """Queries in blocks, and what the backward pass knows of them.
+
+    Attributes:
+        q: grouped by key head.
+        where: their tokens.
+        d_out: gradient of the output; None in the forward pass, as the next two.
+        logsumexp: of the scores.
+        delta: sum over channels of output times its gradient.
+    """
+
+    q: Float[Array, "*blocks B t K G Q"]
+    where: Where
+    d_out: Float[Array, "*blocks B K G t W"] | None = None
+    logsumexp: Float[Array, "*blocks B K G t"] | None = None
+    delta: Float[Array, "*blocks B K G t"] | None = None
+
+
+def block_size(num_tokens: int) -> int:
+    """Return the largest divisor of `num_tokens` that is no longer than MAX_BLOCK."""
+    return next(size for size in range(min(num_tokens, MAX_BLOCK), 0, -1) if num_tokens % size == 0)
+
+
+def in_blocks(array: Array, axis: int, size: int) -> Array:
+    """Cut an axis into blocks; they become the first axis."""
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    return jnp.moveaxis(array.reshape(*before, -1, size, *after), axis, 0)
+
+
+def joined(blocks: Array, axis: int) -> Array:
+    """Undo `in_blocks`; `axis` is the cut axis of the whole array."""
+    moved = jnp.moveaxis(blocks, 0, axis)
+    return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])
+
+
+def nothing_seen(q: Float[Array, "n B t K G Q"], value_width: int) -> Sums:
+    """Return the sums before the first key."""
+    shape = (*q.shape[:2], *q.shape[3:5], q.shape[2])
+    return Sums(
+        out=jnp.zeros((*shape, value_width), jnp.float32),
+        peak=jnp.full(shape, reference.MASKED_SCORE, jnp.float32),
+        total=jnp.zeros(shape, jnp.float32),
+    )
+
+
+def finish(sums: Sums) -> tuple[Float[Array, "n B K G t W"], Float[Array, "n B K G t"]]:
+    """Return outputs and logsumexp in float32; every query has seen itself."""
+    return sums.out / sums.total[..., None], sums.peak + jnp.log(sums.total)
+
+
+def absorb(
+    sums: Sums,
+    queries: Queries,
+    k: Float[Array, "B s K Q"],
+    v: Float[Array, "B s K W"],
+    where: Where,
+    *,
+    scale: float,
+    reach: int | None,
+) -> Sums:
+    """Return the sums after one more block of keys."""
+
+    def one(inputs: tuple[Sums, Queries]) -> Sums:
+        sums, block = inputs
+
+        def seen() -> Sums:
+            mask = _visible(block.where, where, reach)
+            scores = _scores(block.q, k, mask, scale)
+            peak = jnp.maximum(sums.peak, jnp.max(scores, axis=-1))
+            # A row without a visible key has scores equal to its peak: the mask once more.
+            weights = jnp.where(mask, jnp.exp(scores - peak[..., None]), 0.0)
+            shrink = jnp.exp(sums.peak - peak)
+            out = jnp.einsum(
+                "bkgts,bskw->bkgtw", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+            )
+            return Sums(
+                out=sums.out * shrink[..., None] + out,
+                peak=peak,
+                total=sums.total * shrink + jnp.sum(weights, axis=-1),
+            )
+
+        return jax.lax.cond(_may_see(block.where, where, reach), seen, lambda: sums)
+
+    return jax.lax.map(one, (sums, queries))
+
+
+def pull_back(
+    d_q: Float[Array, "n B t K G Q"],
+    queries: Queries,
+    k: Float[Array, "B s K Q"],
+    v: Float[Array, "B s K W"],
+    where: Where,
+    *,
+    scale: float,
+    reach: int | None,
+) -> tuple[Float[Array, "n B t K G Q"], Float[Array, "B s K Q"], Float[Array, "B s K W"]]:
+    """Return the queries' gradient after one more block of keys, and that block's own; float32."""
+
+    def one(carry: tuple[Array, Array], inputs: tuple[Array, Queries]) -> tuple:
+        d_q, block = inputs
+
+        def seen() -> tuple[tuple[Array, Array], Array]:
+            d_k, d_v = carry
+            mask = _visible(block.where, where, reach)
+            scores = _scores(block.q, k, mask, scale)
+            weights = jnp.where(mask, jnp.exp(scores - block.logsumexp[..., None]), 0.0)
+            d_weights = jnp.einsum(
+                "bkgtw,bskw->bkgts", block.d_out, v, preferred_element_type=jnp.float32
+            )
+            d_scores = (weights * (d_weights - block.delta[..., None]) * scale).astype(k.dtype)
+            weights = weights.astype(v.dtype)
+            into = {"preferred_element_type": jnp.float32}
+            d_v = d_v + jnp.einsum("bkgts,bkgtw->bskw", weights, block.d_out, **into)
+            d_k = d_k + jnp.einsum("bkgts,btkgq->bskq", d_scores, block.q, **into)
+            return (d_k, d_v), d_q + jnp.einsum("bkgts,bskq->btkgq", d_scores, k, **into)
+
+        return jax.lax.cond(_may_see(block.where, where, reach), seen, lambda: (carry, d_q))
+
+    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    (d_k, d_v), d_q = jax.lax.scan(one, zeros, (d_q, queries))
+    return d_q, d_k, d_v
+
+
+def _scores(
+    q: Float[Array, "B t K G Q"],
+    k: Float[Array, "B s K Q"],
+    mask: Bool[Array, "B 1 1 t s"],
+    scale: float,
+) -> Float[Array, "B K G t s"]:
+    # float32: a bf16 softmax over 4k keys loses two digits.
+    scores = jnp.einsum("btkgq,bskq->bkgts", q, k, preferred_element_type=jnp.float32) * scale
+    return jnp.where(mask, scores, reference.MASKED_SCORE)
+
+
+def _visible(queries: Where, keys: Where, reach: int | None) -> Bool[Array, "B 1 1 t s"]:
+    distance = queries.rows[:, None] - keys.rows[None, :]
+    visible = distance >= 0
+    if reach is not None:
+        visible &= distance < reach
+    visible = visible & (queries.segments[:, :, None] == keys.segments[:, None, :])
+    return visible[:, None, None]
+
+
+def _may_see(queries: Where, keys: Where, reach: int | None) -> Bool[Array, ""]:
+    """Tell whether any query can see any key, from the ends of both blocks alone."""
+    is_seen = jnp.min(keys.rows) <= jnp.max(queries.rows)
+    if reach is not None:
+        is_seen &= jnp.min(queries.rows) - jnp.max(keys.rows) < reach
+    # Packed documents: blocks of other documents are most of a long row.
+    is_seen &= jnp.min(keys.segments) <= jnp.max(queries.segments)
+    return is_seen & (jnp.min(queries.segments) <= jnp.max(keys.segments))

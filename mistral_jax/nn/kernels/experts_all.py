@@ -1,0 +1,34 @@
+"""Every expert on every token, weighted afterwards: the oracle, at E / k of the needed work."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from jaxtyping import Float
+
+from mistral_jax.nn import layers
+from mistral_jax.nn import routing
+
+if TYPE_CHECKING:
+    from mistral_jax.nn import experts as experts_lib
+
+
+def run(
+    x: Float[Array, "N D"], choice: routing.Choice, kernels: "experts_lib.Kernels"
+) -> Float[Array, "N D"]:
+    """Return the weighted sum of the chosen experts' outputs; see experts.run_experts."""
+    num_experts = kernels.gate.shape[0]
+    one_hot = jax.nn.one_hot(choice.experts, num_experts, dtype=jnp.float32)  # [N, k, E]
+    by_expert = jnp.einsum("nk,nke->en", choice.weights, one_hot)
+
+    def add_expert(total: Float[Array, "N D"], expert: tuple) -> tuple[Float[Array, "N D"], None]:
+        weight, gate, up, down = expert
+        hidden = jax.nn.silu(layers.project(x, gate)) * layers.project(x, up)
+        out = layers.project(hidden, down)
+        # float32: k outputs add up, in an order that must not matter.
+        return total + out.astype(jnp.float32) * weight[:, None], None
+
+    zero = jnp.zeros(x.shape, jnp.float32)
+    inputs = (by_expert, kernels.gate, kernels.up, kernels.down)
+    return jax.lax.scan(add_expert, zero, inputs)[0].astype(x.dtype)
