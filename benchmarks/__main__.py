@@ -20,6 +20,8 @@ ROWS = {
     "lora_step_1x256_bfloat16": ("lora_step.py", "--shape", "1x256", "--dtype", "bfloat16"),
     "lora_step_2x512_bfloat16": ("lora_step.py", "--shape", "2x512", "--dtype", "bfloat16"),
     "dense_step": ("dense_step.py",),
+    "moe_8x2": ("moe_step.py", "--experts", "8", "--top-k", "2", "--hidden", "512"),
+    "moe_64x6": ("moe_step.py", "--experts", "64", "--top-k", "6", "--hidden", "256"),
 }
 FOLDER = Path(__file__).resolve().parent
 # As ./run sets it; the peers inherit it too.

@@ -111,9 +111,14 @@ def _dividing(mesh: dict[str, int], axes: tuple[str, ...], size: int) -> tuple[s
     return best
 
 
-@functools.lru_cache(maxsize=64)
 def tensors(decoder: DecoderConfig, adapter: Adapter = NO_ADAPTER) -> tuple[Tensor, ...]:
     """Return every parameter of the base model and of its adapter."""
+    # Frozen nodes hash, which a type checker does not see. A plan asks some hundred times.
+    return _tensors(decoder, adapter)  # pyright: ignore[reportArgumentType]
+
+
+@functools.lru_cache(maxsize=64)
+def _tensors(decoder: DecoderConfig, adapter: Adapter) -> tuple[Tensor, ...]:
     width, vocab, num_dense = decoder.width, decoder.vocab_size, decoder.num_dense_layers
     table = [Tensor("embed/embedding", (vocab, width), ("vocab", "embed"), "embed")]
     if num_dense and decoder.ffn.kind == "moe" and decoder.ffn.dense_width is not None:

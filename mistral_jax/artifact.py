@@ -4,6 +4,7 @@ What `generate`, `chat`, `export`, `verify` and the Python API open.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,16 @@ def default_runtime(compute: str) -> decoder_lib.Runtime:
 
 
 def for_prompts(runtime: decoder_lib.Runtime) -> decoder_lib.Runtime:
-    """Return the runtime with an attention that takes prompts of any length."""
+    """Return the runtime with an attention that takes prompts of any length, and no overflow."""
     # Splash takes rows in multiples of 128 only.
     chosen = "sdpa" if runtime.attention == "splash" else runtime.attention
-    return dataclasses.replace(runtime, attention=chosen)
+    return dataclasses.replace(without_overflow(runtime), attention=chosen)
+
+
+def without_overflow(runtime: decoder_lib.Runtime) -> decoder_lib.Runtime:
+    """Return the runtime with room for every token on every device: nothing is dropped unseen."""
+    roomy = dataclasses.replace(runtime.experts, buffer_factor=math.inf)
+    return dataclasses.replace(runtime, experts=roomy)
 
 
 def load_checkpoint(path: Path, *, compute: str = "bfloat16") -> Artifact:

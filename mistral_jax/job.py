@@ -126,10 +126,12 @@ class _Job:
         devices = jax.devices()[: plan.num_devices]
         self.mesh = sharding.make_mesh(plan.mesh, devices)
         runtime = _runtime(run, plan)
-        self.definition, self.prompt_definition = (
+        self.definition, self.eval_definition, self.prompt_definition = (
             definition_lib.define(decoder, adapter=run.adapter, runtime=each)
-            for each in (runtime, artifact.for_prompts(runtime))
-        )
+            for each in (
+                runtime, artifact.without_overflow(runtime), artifact.for_prompts(runtime)
+            )
+        )  # fmt: skip
         if decoder.ffn.kind == "moe":
             say(f"experts run by {runtime.experts.implementation}")
         self.weights_path = None
@@ -206,7 +208,7 @@ class _Job:
                 schedule,
                 state_shardings=self.state_shardings,
             ),
-            eval_step=step_lib.make_eval_step(self.definition),
+            eval_step=step_lib.make_eval_step(self.eval_definition),
             frozen=self.frozen,
             stream=stream,
             eval_sets=datasets.held_out_batches(run, self.data, rows),

@@ -22,6 +22,7 @@ from mistral_jax import export_checks
 from mistral_jax import sharding
 from mistral_jax import tokenizers
 from mistral_jax.config import model as model_config
+from mistral_jax.formats import names
 from mistral_jax.formats import safetensors_file
 from mistral_jax.formats import tensor_source
 from mistral_jax.models import definition as definition_lib
@@ -30,6 +31,19 @@ from mistral_jax.models import weights
 from tests import tiny
 
 PLAIN = tiny.decoder(384, ffn=model_config.DenseFfn(width=64))
+MIXTURE = model_config.MoeFfn(
+    width=24, num_experts=4, top_k=2, num_shared_experts=1, num_dense_layers=1, dense_width=40
+)
+LATENT = PLAIN.model_copy(
+    update={
+        "num_kv_heads": PLAIN.num_heads,
+        "head_width": 14,
+        "attention": model_config.LatentAttention(
+            query_rank=12, latent_rank=10, content_width=6, rotary_width=8, value_width=5
+        ),
+        "ffn": MIXTURE,
+    }
+)
 CONFIGS = {
     "plain": PLAIN,
     "window": PLAIN.model_copy(update={"attention": model_config.WindowAttention(window=7)}),
@@ -37,6 +51,27 @@ CONFIGS = {
     "moe": PLAIN.model_copy(update={"ffn": model_config.MoeFfn(width=32, num_experts=4, top_k=2)}),
     "interleaved": PLAIN.model_copy(
         update={"attention": model_config.InterleavedAttention(window=7, period=("full", "window"))}
+    ),
+    "deepseek_v3": LATENT.model_copy(
+        update={
+            "ffn": MIXTURE.model_copy(
+                update={
+                    "router": model_config.SigmoidRouter(),
+                    "num_groups": 2,
+                    "groups_per_token": 1,
+                    "group_names": ("left", "right"),
+                    "num_shared_experts": 0,
+                }
+            )
+        }
+    ),
+    "mistral4": LATENT.model_copy(
+        update={
+            "rope": model_config.YarnRope(
+                theta=1e4, factor=8.0, original_max_positions=16, attention_factor=1.0
+            ),
+            "query_scaling": model_config.LogQueryScaling(beta=0.1, period=16),
+        }
     ),
     "ministral3": PLAIN.model_copy(
         update={
@@ -99,6 +134,7 @@ def assert_same_model(found: artifact.Artifact, expected: artifact.Artifact) -> 
         ("qwen", "hf"), ("qwen", "gguf"),
         ("moe", "hf"), ("moe", "consolidated"), ("moe", "gguf"),
         ("interleaved", "hf"), ("interleaved", "consolidated"),
+        ("deepseek_v3", "hf"), ("mistral4", "hf"), ("mistral4", "consolidated"),
         ("ministral3", "hf"), ("ministral3", "consolidated"), ("ministral3", "gguf"),
     ],
 )  # fmt: skip
@@ -397,3 +433,38 @@ def test_loading_chooses_the_dtype_of_the_numbers(tmp_path: Path) -> None:
     ):  # fmt: skip
         params = weights.load_params(definition, path, mesh, dtype=dtype)
         assert {value.dtype for value in params.values()} == {jnp.dtype(expected)}
+
+
+def test_an_adapter_on_latent_attention_comes_back_and_merges(tmp_path: Path) -> None:
+    modules = ("q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj")
+    adapter = model_config.LoraAdapter(rank=3, alpha=6.0, target_modules=modules)
+    definition = definition_lib.define(CONFIGS["mistral4"], adapter=adapter)
+    params = random_params(definition)
+    tokenizer = tokenizers.load_tokenizer("bytes")
+    source = artifact.Artifact(definition, params, tokenizer, None, None)
+    exported = convert.export_artifact(source, tmp_path / "peft", format="peft", dtype="float32")
+    assert exported.largest_logit_difference == 0.0
+    found, arrays = export.load_adapter(tmp_path / "peft", definition.config)
+    assert set(found.target_modules) == set(modules)
+    assert set(arrays) == set(definition.trainable_paths())
+    for path, value in arrays.items():
+        np.testing.assert_array_equal(value, params[path], err_msg=path)
+    merged = convert.export_artifact(source, tmp_path / "hf", format="hf", dtype="float32")
+    assert merged.largest_logit_difference == 0.0
+    unmerged = export.reference_logits(params, definition.config, adapter)
+    np.testing.assert_allclose(export.reload_logits(merged), unmerged, atol=1e-4)
+
+
+def test_a_routers_bias_stays_float32_in_a_narrow_export(tmp_path: Path) -> None:
+    written("deepseek_v3", tmp_path / "out", "hf", "bfloat16")
+    again = artifact.load_checkpoint(tmp_path / "out", compute="bfloat16")
+    (path,) = names.FLOAT32_PATHS
+    assert again.params[path].dtype == jnp.float32
+    np.testing.assert_array_equal(again.params[path], model("deepseek_v3").params[path])
+    assert again.params["layers/mlp/router/kernel"].dtype == jnp.bfloat16
+
+
+def test_latent_attention_is_refused_as_gguf_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no GGUF of latent attention"):
+        written("mistral4", tmp_path / "out", "gguf")
+    assert not list(tmp_path.rglob("*.gguf"))

@@ -48,7 +48,12 @@ ONLY_IN = {
 }
 # Dotted name -> the only places that may name it.
 NAMED_ONLY_IN = {
-    "jax.sharding.PartitionSpec": ("mistral_jax/sharding.py", "mistral_jax/nn/kernels/"),
+    "jax.sharding.PartitionSpec": (
+        "mistral_jax/sharding.py",
+        "mistral_jax/nn/kernels/",
+        "mistral_jax/nn/expert_parallel.py",
+        "mistral_jax/nn/context_parallel.py",
+    ),
     "jax.P": ("mistral_jax/sharding.py", "mistral_jax/nn/kernels/"),
     "jax.random.key": ("mistral_jax/rng.py",),
     "jax.random.PRNGKey": ("mistral_jax/rng.py",),

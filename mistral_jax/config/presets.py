@@ -324,8 +324,8 @@ RELEASES: dict[str, Release] = {
     "devstral_2": Release(
         "Devstral 2, Mistral Medium 3.5", ("v13",), ("num_layers", "width", "rope")
     ),
-    "mistral_large_3": Release("Mistral Large 3 675B", ("v13",), ("chat format",)),
-    "mistral_small_4": Release("Mistral Small 4 119B", ("v13", "v15"), ("chat format",)),
+    "mistral_large_3": Release("Mistral Large 3 675B"),
+    "mistral_small_4": Release("Mistral Small 4 119B"),
     "deepseek_v3": Release("DeepSeek-V3, R1 671B"),
     "msem_tiny": Release("msem-tiny, for tests (ours)"),
     "msem_1_6b": Release("msem-1.6b (ours)"),

@@ -243,7 +243,8 @@ def _scaled(array: np.ndarray, scale: np.ndarray, where: str) -> np.ndarray:
         ValueError: the blocks do not cover the matrix.
     """
     if array.ndim == 3 and scale.shape[:1] == array.shape[:1]:  # a layer's experts, one by one
-        return np.stack([_scaled(one, own, where) for one, own in zip(array, scale, strict=True)])
+        scales = scale.reshape(len(array), *(scale.shape[1:] or (1,)))
+        return np.stack([_scaled(one, own, where) for one, own in zip(array, scales, strict=True)])
     wide = array.astype(np.float32)
     if scale.size == 1:
         return (wide * scale.reshape(())).astype(ml_dtypes.bfloat16)

@@ -150,9 +150,11 @@ def attend_expanded(
         ValueError: the spec has a field that this attention does not take.
     """
     extras = (spec.score_bias, spec.block_table)
-    if not spec.is_row or spec.has_logsumexp or any(extra is not None for extra in extras):
+    is_plain = spec.is_row and not spec.has_logsumexp and all(extra is None for extra in extras)
+    if not is_plain or spec.rows is None or spec.context is None:
         raise ValueError(
-            "attention over a context axis takes rows without a bias, a block table or a logsumexp"
+            "attention over a context axis takes rows with their indices, and no bias, block "
+            "table or logsumexp"
         )
     mesh = jax.sharding.get_abstract_mesh()
     batch, num_tokens, num_heads, _ = q.shape
@@ -174,7 +176,7 @@ def attend_expanded(
         segments = jnp.ones((batch, num_tokens), jnp.int32)
     call = _Call(
         expand=expand,
-        form=spec.context or "all_gather",
+        form=spec.context,
         size=size_of(mesh),
         scale=scale,
         reach=spec.reach,
@@ -232,7 +234,8 @@ def _forward(
         def one(sums: blockwise.Sums, block: tuple) -> tuple[blockwise.Sums, None]:
             part, where = block
             k, v = call.expand(parameters, part)
-            return blockwise.absorb(sums, queries, k, v, where, **call.how), None
+            keys = blockwise.Keys(k, v, where)
+            return blockwise.absorb(sums, queries, keys, **call.how), None
 
         return jax.lax.scan(one, sums, _arrival_blocks(call, arrival))[0]
 
@@ -261,9 +264,8 @@ def _backward(call: _Call, kept: tuple, d_whole: Float[Array, "B T K G W"]) -> t
     q, source, parameters, where, out, logsumexp = kept
     d_out = jnp.moveaxis(blockwise.in_blocks(d_whole, 1, call.block), 2, 4)  # [n, B, K, G, t, W]
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    queries = blockwise.Queries(
-        blockwise.in_blocks(q, 1, call.block), _where_blocks(call, where), d_out, logsumexp, delta
-    )
+    results = blockwise.Results(d_out, logsumexp, delta)
+    queries = blockwise.Queries(blockwise.in_blocks(q, 1, call.block), _where_blocks(call, where))
 
     def pull_back(sums: tuple, arrival: tuple[Arrays, blockwise.Where]) -> tuple[tuple, Arrays]:
         """Return the gradients of queries and parameters so far, and of the arrived source."""
@@ -272,7 +274,8 @@ def _backward(call: _Call, kept: tuple, d_whole: Float[Array, "B T K G W"]) -> t
             d_q, d_parameters = sums
             part, where = block
             (k, v), back = jax.vjp(call.expand, parameters, part)
-            d_q, d_k, d_v = blockwise.pull_back(d_q, queries, k, v, where, **call.how)
+            keys = blockwise.Keys(k, v, where)
+            d_q, d_k, d_v = blockwise.pull_back(d_q, queries, results, keys, **call.how)
             more, d_part = back((d_k.astype(k.dtype), d_v.astype(v.dtype)))
             return (d_q, jax.tree.map(jnp.add, d_parameters, _wide(more))), _wide(d_part)
 

@@ -158,7 +158,7 @@ class LatentAttention(nnx.Module):
                 "expanded twice; set it to 0, or leave kv_b_proj out of adapter.target_modules"
             )
         graph, state = nnx.split(self.kv_b_proj)
-        variables = {name: variable for (name,), variable in nnx.to_flat_state(state)}
+        variables = {str(name): variable for (name,), variable in nnx.to_flat_state(state)}
 
         def expand(
             parameters: context_parallel.Arrays, source: context_parallel.Arrays

@@ -143,7 +143,7 @@ def _per_matrix(inner: optax.GradientTransformation) -> optax.GradientTransforma
     """
 
     def alone(update: Array) -> Array:
-        return inner.update(update, inner.init(update), update)[0]
+        return cast(Array, inner.update(update, inner.init(update), update)[0])
 
     def stack(update: Array) -> Array:
         if update.ndim <= 2:

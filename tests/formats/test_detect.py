@@ -49,6 +49,18 @@ YARN = {
     "kind": "yarn", "theta": 1e6, "factor": 16.0, "original_max_positions": 16,
     "mscale": 1.0, "mscale_all_dim": 1.0,
 }  # fmt: skip
+LATENT = {
+    "num_kv_heads": 4,
+    "head_width": 14,
+    "attention": {
+        "kind": "latent", "query_rank": 10, "latent_rank": 12, "content_width": 6,
+        "rotary_width": 8, "value_width": 5,
+    },
+}  # fmt: skip
+MIXTURE = {
+    "kind": "moe", "width": 20, "num_experts": 4, "top_k": 2, "num_shared_experts": 2,
+    "weights_scale": 2.5,
+}  # fmt: skip
 VARIANTS = {
     "full": decoder(),
     "window": decoder(attention={"kind": "window", "window": 16}),
@@ -59,15 +71,50 @@ VARIANTS = {
         num_layers=4,
         attention={"kind": "interleaved", "window": 16, "period": ["full", "window"]},
     ),
+    "deepseek_v3": decoder(
+        **LATENT,
+        ffn=MIXTURE
+        | {
+            "router": {"kind": "sigmoid"},
+            "num_groups": 2,
+            "groups_per_token": 1,
+            "group_names": ["left", "right"],
+            "num_dense_layers": 1,
+            "dense_width": 24,
+        },
+        rope=YARN | {"mscale_all_dim": 0.7},
+    ),
+    "deepseek_v3_plain_queries": decoder(
+        **LATENT | {"attention": LATENT["attention"] | {"query_rank": None}},
+        ffn=MIXTURE
+        | {"router": {"kind": "sigmoid"}, "num_shared_experts": 0, "is_normalised": False},
+    ),
+    "mistral4": decoder(
+        **LATENT,
+        ffn=MIXTURE | {"num_dense_layers": 1, "dense_width": 24, "num_groups": 2},
+        rope=YARN,
+        query_scaling={"kind": "log", "beta": 0.1, "period": 16},
+    ),
+    "mistral4_without_gain": decoder(
+        **LATENT,
+        ffn=MIXTURE,
+        rope=YARN | {"mscale": 0.0, "mscale_all_dim": 0.0, "attention_factor": 1.0},
+    ),
+    "latent_dense": decoder(**LATENT),
     "ministral3": decoder(
         rope=YARN, query_scaling={"kind": "log", "beta": 0.1, "period": 16}, tied_head=True
     ),
 }
-UNWRITABLE = {("consolidated", "bias"), ("gguf", "interleaved")}
+UNWRITABLE = (
+    {("consolidated", "bias"), ("gguf", "interleaved")}
+    | {("gguf", name) for name in VARIANTS if VARIANTS[name]["attention"]["kind"] == "latent"}
+    | {("consolidated", "deepseek_v3"), ("consolidated", "deepseek_v3_plain_queries")}
+)
 
 
 def sources(shape: dict[str, Any], format: str) -> list[TensorSource]:
     table = names.entries(detect.decoder_shape(shape), format)
+    table = list({item.foreign_name: item for item in table}.values())  # some share a tensor
     numbers = np.random.default_rng(0)
     return [
         TensorSource(
@@ -148,8 +195,20 @@ def hf_of(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value != "absent"}
 
 
+def latent_of(**changes: Any) -> dict[str, Any]:
+    """What a mistral4 adds to it."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 8 / 14}
+    return {
+        "model_type": "mistral4", "q_lora_rank": 10, "kv_lora_rank": 12, "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 8, "v_head_dim": 5, "moe_intermediate_size": 20,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "rope_parameters": rope,
+    } | changes  # fmt: skip
+
+
 def read(**changes: Any) -> dict[str, Any]:
-    return hf_config.decoder_from_hf(hf_of(**changes), "config.json", has_head=True)
+    config = hf_of(**changes)
+    hf_config.is_interleaved(config, "config.json")
+    return hf_config.decoder_from_hf(config, "config.json", has_head=True)
 
 
 def test_absent_fields_take_the_defaults_of_transformers() -> None:
@@ -179,7 +238,13 @@ def test_both_spellings_of_the_rotary_base_are_read() -> None:
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_type is 'llama3'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": "16"}}, "factor is '16'"),
-        ({"model_type": "mistral4"}, "Mistral Small 4.*not computed here"),
+        ({"model_type": "mistral4"}, "'kv_lora_rank' is missing"),
+        (latent_of(rope_parameters=None), "rope_parameters is None"),
+        (latent_of(num_key_value_heads=2), "num_key_value_heads is 2"),
+        (latent_of(scoring_func="sigmoid"), "scoring_func is 'sigmoid'"),
+        (latent_of(first_k_dense_replace=-1), "first_k_dense_replace is -1"),
+        (latent_of(rope_interleave="yes"), "rope_interleave is 'yes'"),
+        (latent_of(group_names="code"), "group_names is 'code'"),
         ({"model_type": "mistral_large4"}, "Mistral Large 4.*not computed here"),
         ({"model_type": "mistral3"}, "text_config is None"),
         ({"rope_scaling": "yarn"}, "rope_scaling"),
@@ -355,3 +420,116 @@ def test_an_fp8_weight_without_its_scale_is_named(tmp_path: Path) -> None:
     fp8_folder(tmp_path, np.ones((3, 5, 7), np.float32))
     with pytest.raises(ValueError, match=r"up_proj.weight.*scale of shape \(3, 5, 7\)"):
         detect.open_weights(tmp_path).tensor("model.layers.0.mlp.up_proj.weight")
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    shape = VARIANTS["deepseek_v3"]
+    extra = ["model.layers.2.eh_proj.weight", "model.layers.2.mlp.gate.weight"]
+    tower = [
+        TensorSource(name, (1, 2), np.dtype(np.float32), lambda: np.ones((1, 2), "f"))
+        for name in extra
+    ]
+    safetensors_file.write_safetensors(tmp_path, [*sources(shape, "hf"), *tower])
+    config = hf_config.hf_config(shape, "float32")
+    write_config(tmp_path, config | {"num_nextn_predict_layers": 1})
+    weights = detect.open_weights(tmp_path)
+    assert weights.left_out == extra
+    assert {entry.foreign_name for entry in weights.entries()} == set(weights.names())
+    assert complete(weights.decoder_config()) == shape
+
+
+def test_rotating_rows_in_halves_are_read_as_they_lie(tmp_path: Path) -> None:
+    shape = VARIANTS["mistral4"]
+    folder = export(tmp_path, shape, "hf")
+    in_pairs = {entry.path: entry for entry in detect.open_weights(folder).entries()}
+    write_config(folder, hf_config.hf_config(shape, "float32") | {"rope_interleave": False})
+    in_halves = {entry.path: entry for entry in detect.open_weights(folder).entries()}
+    for path, entry in in_halves.items():
+        assert entry.permute_heads is None
+        rotates = path.split("/")[2:3] in (["q_b_proj"], ["kv_a_proj"])
+        assert (in_pairs[path].permute_heads is not None) == rotates, path
+
+
+@pytest.mark.parametrize("blocks", [(4, 1, 1), (4,), (4, 2, 4)])
+def test_fp8_experts_in_one_tensor_have_a_scale_each(
+    tmp_path: Path, blocks: tuple[int, ...]
+) -> None:
+    shape = VARIANTS["mistral4"]
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    generator = np.random.default_rng(1)
+    numbers = generator.normal(size=(4, 40, 32)).astype(ml_dtypes.float8_e4m3fn)
+    scale = generator.uniform(0.5, 2.0, blocks).astype(np.float32)
+    written = [
+        TensorSource(name, numbers.shape, numbers.dtype, lambda: numbers)
+        if item.name == name
+        else item
+        for item in sources(shape, "hf")
+    ]
+    written.append(TensorSource(f"{name}_scale_inv", blocks, scale.dtype, lambda: scale))
+    safetensors_file.write_safetensors(tmp_path, written)
+    quantization = {"quantization_config": {"quant_method": "fp8", "weight_block_size": None}}
+    write_config(tmp_path, hf_config.hf_config(shape, "bfloat16") | quantization)
+    weights = detect.open_weights(tmp_path)
+    found = weights.tensor(name).astype(np.float32)
+    grid = scale.reshape(4, *(blocks[1:] or (1, 1)))
+    wide = np.kron(grid, np.ones((1, 40 // grid.shape[1], 32 // grid.shape[2])))
+    np.testing.assert_allclose(found, numbers.astype(np.float32) * wide, rtol=2**-8)
+    table = {entry.path: entry for entry in weights.entries() if entry.index == (0,)}
+    up = names.from_foreign(found, table["layers/mlp/up_proj/kernel"])
+    assert up.shape == (2, 2, 32, 20)
+    np.testing.assert_array_equal(up.reshape(4, 32, 20), found[:, 20:].swapaxes(1, 2))
+
+
+def test_a_consolidated_checkpoint_in_shards_opens(tmp_path: Path) -> None:
+    shape = VARIANTS["mistral4"]
+    written = sources(shape, "consolidated")
+    halves = {"consolidated-00001-of-00002.safetensors": written[:9],
+              "consolidated-00002-of-00002.safetensors": written[9:]}  # fmt: skip
+    for name, half in halves.items():
+        safetensors_file.write_safetensors_file(tmp_path / name, half)
+    index = {source.name: name for name, half in halves.items() for source in half}
+    path = tmp_path / "consolidated.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (tmp_path / "params.json").write_text(json.dumps(params_config.params_json(shape)))
+    weights = detect.open_weights(tmp_path)
+    assert complete(weights.decoder_config()) == shape
+    assert len(weights.entries()) == len(written)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"moe": {"num_experts": 4, "use_load_balancing_bias": True}}, "use_load_balancing_bias"),
+        ({"moe": {"route_every_n": 2}}, "route_every_n is 2"),
+        ({"n_kv_heads": 2}, "n_kv_heads is 2"),
+        ({"sliding_window": 16}, "sliding_window is 16"),
+        (
+            {"quantization_config": {"config_groups": {"g": {"format": "nvfp4-pack-quantized"}}}},
+            "nvfp4-pack-quantized.*float-quantized",
+        ),
+    ],
+)
+def test_params_that_our_decoder_cannot_run_are_refused(changes: dict, message: str) -> None:
+    params = params_config.params_json(VARIANTS["mistral4"]) | changes
+    with pytest.raises(ValueError, match=message):
+        params_config.decoder_from_params(params, "params.json", has_head=True)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v3_plain_queries"])
+def test_sigmoid_routers_have_no_place_in_consolidated_files(name: str) -> None:
+    with pytest.raises(ValueError, match="sigmoid"):
+        sources(VARIANTS[name], "consolidated")
+    with pytest.raises(ValueError, match="softmax"):
+        params_config.params_json(VARIANTS[name])
+
+
+def test_domain_experts_without_latent_attention_stay_a_run() -> None:
+    shape = decoder(ffn=MIXTURE)
+    for format in ("hf", "gguf", "consolidated"):
+        with pytest.raises(ValueError, match="keep this model as a run"):
+            sources(shape, format)
+
+
+def test_latent_attention_has_no_gguf() -> None:
+    with pytest.raises(ValueError, match="no GGUF of latent attention"):
+        sources(VARIANTS["latent_dense"], "gguf")

@@ -145,3 +145,93 @@ def test_impossible_tables_are_refused(format: str, options: dict, message: str)
 def test_consolidated_files_cannot_hold_biases() -> None:
     with pytest.raises(ValueError, match="bias"):
         names.entries(decoder(qkv_bias=True), "consolidated")
+
+
+LATENT = decoder(
+    num_layers=3,
+    num_kv_heads=4,
+    head_width=5 + 4,
+    attention={
+        "kind": "latent", "query_rank": 7, "latent_rank": 8, "content_width": 5, "rotary_width": 4,
+        "value_width": 3,
+    },
+    ffn={
+        "kind": "moe", "width": 6, "num_experts": 4, "num_groups": 2, "top_k": 2,
+        "num_shared_experts": 2, "num_dense_layers": 1, "dense_width": 16,
+    },
+)  # fmt: skip
+
+
+def tail(heads: int, rows: int) -> names.Entry:
+    return dataclasses.replace(entry(permute_heads=heads), rotary_rows=rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    heads=strategies.integers(1, 4),
+    still=strategies.integers(0, 5),
+    half=strategies.integers(1, 4),
+    seed=strategies.integers(0, 1000),
+)
+def test_only_the_last_rows_of_a_head_are_reordered_and_back_exactly(
+    heads: int, still: int, half: int, seed: int
+) -> None:
+    rows, place = heads * (still + 2 * half), tail(heads, 2 * half)
+    ours = np.random.default_rng(seed).normal(size=(3, rows))
+    foreign = names.to_foreign(ours, place)
+    assert names.from_foreign(foreign, place).tobytes() == ours.tobytes()
+    kept = foreign.reshape(heads, -1, 3)[:, :still]
+    np.testing.assert_array_equal(kept, ours.T.reshape(heads, -1, 3)[:, :still])
+
+
+def test_rotary_rows_lie_in_pairs_behind_the_still_ones() -> None:
+    rows = np.arange(14).reshape(1, 14)  # two heads: three still rows, then halves of two
+    foreign = names.to_foreign(rows, tail(2, 4))
+    assert foreign[:, 0].tolist() == [0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10, 12, 11, 13]
+
+
+def test_dense_first_layers_are_a_stack_of_their_own() -> None:
+    table = {item.foreign_name: item for item in names.entries(LATENT, "hf")}
+    first, second = (table[f"model.layers.{i}.self_attn.o_proj.weight"] for i in (0, 1))
+    assert (first.path, first.index) == ("dense_layers/attention/o_proj/kernel", (0,))
+    assert (second.path, second.index) == ("layers/attention/o_proj/kernel", (0,))
+    assert table["model.layers.0.mlp.up_proj.weight"].shape == (16, 12)
+    assert table["model.layers.2.mlp.shared_experts.down_proj.weight"].shape == (12, 12)
+    queries = table["model.layers.1.self_attn.q_b_proj.weight"]
+    assert (queries.shape, queries.permute_heads, queries.rotary_rows) == ((36, 7), 4, 4)
+    narrow = table["model.layers.1.self_attn.kv_a_proj_with_mqa.weight"]
+    assert (narrow.shape, narrow.permute_heads, narrow.rotary_rows) == ((12, 12), 1, 4)
+
+
+def test_gate_and_up_of_all_experts_share_a_tensor_of_mistral4() -> None:
+    shared = [e for e in names.entries(LATENT, "hf") if e.foreign_name.endswith("gate_up_proj")]
+    assert [(e.path.split("/")[2], e.index, e.part) for e in shared] == [
+        ("gate_proj", (0,), (0, 2)), ("up_proj", (0,), (1, 2)),
+        ("gate_proj", (1,), (0, 2)), ("up_proj", (1,), (1, 2)),
+    ]  # fmt: skip
+    ours = np.random.default_rng(0).normal(size=(2, 2, 2, 12, 6))  # gate and up: [G, n, in, out]
+    foreign = names.joined([names.to_foreign(o, e) for o, e in zip(ours, shared[:2], strict=True)])
+    assert foreign.shape == shared[0].shape == (4, 12, 12)
+    for own, place in zip(ours, shared[:2], strict=True):
+        assert names.from_foreign(foreign, place).tobytes() == own.tobytes()
+
+
+@pytest.mark.parametrize("is_interleaved", [True, False])
+def test_adapters_of_latent_attention_have_the_rows_of_their_base(is_interleaved: bool) -> None:
+    table = names.entries(
+        LATENT, "peft", target_modules=["kv_a_proj"], rank=2, is_interleaved=is_interleaved
+    )
+    assert [(e.path, e.index) for e in table[:3]] == [
+        ("dense_layers/attention/kv_a_proj/lora_a", (0,)),
+        ("dense_layers/attention/kv_a_proj/lora_b", (0,)),
+        ("layers/attention/kv_a_proj/lora_a", (0,)),
+    ]
+    assert table[0].foreign_name.endswith("self_attn.kv_a_proj_with_mqa.lora_A.weight")
+    assert table[0].permute_heads is None
+    assert table[1].permute_heads == (1 if is_interleaved else None)
+
+
+@pytest.mark.parametrize("module", ["k_proj", "up_proj"])
+def test_adapters_that_a_mixture_cannot_have_are_refused(module: str) -> None:
+    with pytest.raises(ValueError, match="q_a_proj, q_b_proj, kv_a_proj, kv_b_proj, o_proj"):
+        names.entries(LATENT, "peft", target_modules=[module], rank=2)

@@ -1,16 +1,24 @@
 """launch/memory.py: exact arguments, and estimates that move as they should."""
 
 import math
+from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from launch import memory
+from mistral_jax import artifact
+from mistral_jax import sharding
+from mistral_jax.config import load
 from mistral_jax.config import presets
 from mistral_jax.config.model import LoraAdapter
 from mistral_jax.config.model import NoAdapter
 from mistral_jax.config.optimizer import Adafactor
 from mistral_jax.config.optimizer import AdamW
 from mistral_jax.config.optimizer import Muon
+from mistral_jax.models import definition as definition_lib
 
 MISTRAL = presets.PRESETS["mistral_7b_v0_3"]
 MSEM = presets.PRESETS["msem_671b"]
@@ -132,3 +140,34 @@ def test_sum_of_parts_is_the_total():
         held.arguments,
         held.frozen_parameters + held.trained_parameters + held.optimizer_state + held.batch,
     )
+
+
+MIXTURE = (
+    "model={kind: decoder, num_layers: 3, width: 256, num_heads: 4, num_kv_heads: 2, "
+    "head_width: 32, vocab_size: 512, rope: {kind: default, theta: 1e4}, max_positions: 64, "
+    "ffn: {kind: moe, width: 128, num_experts: 8, num_groups: 4, groups_per_token: 2, top_k: 2, "
+    "router: {kind: sigmoid}, num_shared_experts: 1, num_dense_layers: 1, dense_width: 384}}"
+)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "adafactor"])
+def test_arguments_are_those_of_the_real_state_to_the_byte(kind):
+    config = Path(__file__).parents[2] / "configs" / "tiny" / "dense.yaml"
+    run = load.load_run(config, [MIXTURE, f"optimizer.kind={kind}"])
+    mesh = ONE_DEVICE | {"fsdp": 2, "expert": 4, "tensor": 2}
+    # Nothing is placed: one device may stand for sixteen.
+    sizes = [mesh[axis] for axis in sharding.MESH_AXES]
+    devices = np.full(sizes, jax.devices()[0], dtype=object)
+    abstract = Mesh(devices, sharding.MESH_AXES)
+    state = artifact.abstract_state(definition_lib.define(run.model), run, abstract)
+    real = sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+    layout = memory.Layout(
+        mesh=mesh, num_tokens=64, micro_batch=1, accumulation=1, attention="banded", remat="none",
+        compute_bytes=4, frozen_bytes=4,
+    )  # fmt: skip
+    held = memory.device_bytes(run.model, run.adapter, run.optimizer, layout)
+    # Beside the arrays: counters of the step and of the optimizer, and its constants.
+    assert abs(held.arguments - held.batch - real) <= 2 * memory.SCALAR_BYTES

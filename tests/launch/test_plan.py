@@ -31,15 +31,22 @@ TOO_LARGE = "GiB on each device"
 # What does not fit, and why. A pair that is not here must resolve.
 REFUSED = {
     "demo/finetune": {
-        SMALL_BATCH: "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8 v5p_8192 v6e_256 v6e_64 v6e_8",
+        SMALL_BATCH: (
+            "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 "
+            "v5p_4096 v5p_512 v5p_8 v5p_8192 v6e_256 v6e_64 v6e_8"
+        ),
     },
     "mistral_7b/lora": {
         TOO_LARGE: "local_cpu",
-        SMALL_BATCH: "v5e_256 v5p_1024 v5p_12288 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256",
+        SMALL_BATCH: (
+            "v5e_256 v5p_1024 v5p_12288 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256"
+        ),
     },
     "mistral_7b/lora_r64": {
         TOO_LARGE: "local_cpu",
-        SMALL_BATCH: "v5e_256 v5p_1024 v5p_12288 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256",
+        SMALL_BATCH: (
+            "v5e_256 v5p_1024 v5p_12288 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256"
+        ),
     },
     "mistral_7b/pretrain": {
         TOO_LARGE: "g5_2xlarge local_cpu",
@@ -62,21 +69,35 @@ REFUSED = {
         SMALL_BATCH: "v5p_1024 v5p_12288 v5p_2048 v5p_4096 v5p_8192",
     },
     "msem/msem_671b": {
-        TOO_LARGE: "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_8 v6e_256 v6e_64 v6e_8",
+        TOO_LARGE: (
+            "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_8 v6e_256 v6e_64 v6e_8"
+        ),
         SMALL_BATCH: "v5p_12288",
     },
     "msem/msem_671b_256k": {
-        TOO_LARGE: "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_1024 v5p_128 v5p_256 v5p_512 v5p_8 v6e_256 v6e_64 v6e_8",
+        TOO_LARGE: (
+            "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_1024 v5p_128 v5p_256 "
+            "v5p_512 v5p_8 v6e_256 v6e_64 v6e_8"
+        ),
         SMALL_BATCH: "v5p_12288",
     },
     "msem/msem_tiny": {
-        SMALL_BATCH: "v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64",
+        SMALL_BATCH: (
+            "v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 v5p_4096 "
+            "v5p_512 v5p_8192 v6e_256 v6e_64"
+        ),
     },
     "tiny/dense": {
-        SMALL_BATCH: "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64",
+        SMALL_BATCH: (
+            "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 "
+            "v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64"
+        ),
     },
     "tiny/lora": {
-        SMALL_BATCH: "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64",
+        SMALL_BATCH: (
+            "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 "
+            "v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64"
+        ),
     },
     "tiny/pod": {
         SMALL_BATCH: "v5p_12288 v5p_4096 v5p_8192",
@@ -151,9 +172,10 @@ def test_lora_counts_of_mistral_7b():
 
 def test_time_and_cost_follow_from_flops_and_price():
     made = planned("mistral_7b/lora", "g5_2xlarge")
-    seconds = 64 * 1024 * made.hardware_flops_per_token / (70e12 * 0.35)
+    tokens = made.global_batch_sequences * made.sequence_length
+    seconds = tokens * made.hardware_flops_per_token / (70e12 * 0.35)
     assert made.seconds_per_step == pytest.approx(seconds)
-    assert made.tokens == made.max_steps * 64 * 1024
+    assert made.tokens == made.max_steps * tokens
     assert made.train_hours == pytest.approx(made.max_steps * seconds / 3600)
     assert made.cost_usd == pytest.approx(made.train_hours * 1.212)
     assert (made.calibration, made.time, made.roofline) == ("uncalibrated", None, None)
@@ -249,7 +271,8 @@ def test_rows_are_split_only_where_there_are_fewer_of_them_than_chips():
         ({}, 8),
         ({"optimizer.moments": "bfloat16"}, 4),
         ({"optimizer.kind": "muon"}, 4),
-        ({"optimizer.kind": "adafactor"}, 0.3),
+        # Rows and columns of the second moments are whole on every chip: 1.6 GB of them.
+        ({"optimizer.kind": "adafactor"}, 2.5),
     ],
 )
 def test_bytes_of_each_optimizer_stand_in_the_plan(optimizer, bytes_each):

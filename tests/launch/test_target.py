@@ -29,7 +29,7 @@ FACTS = {
     "v6e_64": ("tpu", "v6e-64", (8, 8), 64, 16, 4),
     "v6e_256": ("tpu", "v6e-256", (16, 16), 256, 64, 4),
 }
-# Of one chip: bfloat16 TFLOP/s, HBM GB/s, one direction of one link, how many of which, USD an hour.
+# Of one chip: bfloat16 TFLOP/s, HBM GB/s, one direction of one link, links, USD an hour.
 CHIPS = {
     "v5litepod": (197, 819, 50, 4, 1.2),
     "v5p": (459, 2765, 100, 6, 4.2),

@@ -234,7 +234,7 @@ def test_order_gives_each_pair_one_row_among_its_expert(case: str, multiple: int
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_visit_each_row_once_and_nothing_else(case: str) -> None:
     _, choice, _ = draw(case=case)
-    sizes = experts_blocks.block_rows(choice.experts.size)
+    sizes = experts_blocks.block_rows(choice.experts.size, E)
     assert len(sizes) == 3
     order = experts_order.sort_pairs(choice.experts, E, multiple=sizes[-1])
 
@@ -264,7 +264,7 @@ def test_gradients_need_less_memory_than_gathered_kernels() -> None:
         return jnp.sum(experts.run_experts(x, choice, kernels, implementation="blocks"))
 
     compiled = jax.jit(jax.grad(run, argnums=(0, 1))).lower(x, arrays).compile()
-    num_rows = N * K + num_experts * (experts_blocks.BLOCK_ROWS[-1] - 1)
+    num_rows = N * K + num_experts * (experts_blocks.SMALLEST_BLOCK - 1)
     # Kept: gate and up. At work: outputs or the tokens' gradients. The kernels are 3 MiB.
     rows_bytes = 3 * num_rows * width * 4
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * rows_bytes

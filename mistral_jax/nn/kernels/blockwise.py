@@ -5,6 +5,7 @@ order, and explicit row indices say who sees whom. A pair of blocks that sees no
 FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ from jaxtyping import Int
 from mistral_jax.nn.kernels import reference
 
 MAX_BLOCK = 512
+# float32: sums over thousands of keys lose two digits in bf16.
+_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class Where(NamedTuple):
@@ -46,21 +49,37 @@ class Sums(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Queries in blocks, and what the backward pass knows of them.
+    """Queries in blocks.
 
     Attributes:
         q: grouped by key head.
         where: their tokens.
-        d_out: gradient of the output; None in the forward pass, as the next two.
-        logsumexp: of the scores.
-        delta: sum over channels of output times its gradient.
     """
 
     q: Float[Array, "*blocks B t K G Q"]
     where: Where
-    d_out: Float[Array, "*blocks B K G t W"] | None = None
-    logsumexp: Float[Array, "*blocks B K G t"] | None = None
-    delta: Float[Array, "*blocks B K G t"] | None = None
+
+
+class Results(NamedTuple):
+    """What became of the queries, for the backward pass.
+
+    Attributes:
+        d_out: gradient of the output.
+        logsumexp: of the scores.
+        delta: sum over channels of output times its gradient.
+    """
+
+    d_out: Float[Array, "*blocks B K G t W"]
+    logsumexp: Float[Array, "*blocks B K G t"]
+    delta: Float[Array, "*blocks B K G t"]
+
+
+class Keys(NamedTuple):
+    """One block of keys with its values."""
+
+    k: Float[Array, "B s K Q"]
+    v: Float[Array, "B s K W"]
+    where: Where
 
 
 def block_size(num_tokens: int) -> int:
@@ -95,17 +114,9 @@ def finish(sums: Sums) -> tuple[Float[Array, "n B K G t W"], Float[Array, "n B K
     return sums.out / sums.total[..., None], sums.peak + jnp.log(sums.total)
 
 
-def absorb(
-    sums: Sums,
-    queries: Queries,
-    k: Float[Array, "B s K Q"],
-    v: Float[Array, "B s K W"],
-    where: Where,
-    *,
-    scale: float,
-    reach: int | None,
-) -> Sums:
+def absorb(sums: Sums, queries: Queries, keys: Keys, *, scale: float, reach: int | None) -> Sums:
     """Return the sums after one more block of keys."""
+    k, v, where = keys
 
     def one(inputs: tuple[Sums, Queries]) -> Sums:
         sums, block = inputs
@@ -117,9 +128,7 @@ def absorb(
             # A row without a visible key has scores equal to its peak: the mask once more.
             weights = jnp.where(mask, jnp.exp(scores - peak[..., None]), 0.0)
             shrink = jnp.exp(sums.peak - peak)
-            out = jnp.einsum(
-                "bkgts,bskw->bkgtw", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-            )
+            out = _einsum("bkgts,bskw->bkgtw", weights.astype(v.dtype), v)
             return Sums(
                 out=sums.out * shrink[..., None] + out,
                 peak=peak,
@@ -134,37 +143,34 @@ def absorb(
 def pull_back(
     d_q: Float[Array, "n B t K G Q"],
     queries: Queries,
-    k: Float[Array, "B s K Q"],
-    v: Float[Array, "B s K W"],
-    where: Where,
+    results: Results,
+    keys: Keys,
     *,
     scale: float,
     reach: int | None,
 ) -> tuple[Float[Array, "n B t K G Q"], Float[Array, "B s K Q"], Float[Array, "B s K W"]]:
     """Return the queries' gradient after one more block of keys, and that block's own; float32."""
+    k, v, where = keys
 
-    def one(carry: tuple[Array, Array], inputs: tuple[Array, Queries]) -> tuple:
-        d_q, block = inputs
+    def one(carry: tuple[Array, Array], inputs: tuple[Array, Queries, Results]) -> tuple:
+        d_q, block, result = inputs
 
         def seen() -> tuple[tuple[Array, Array], Array]:
             d_k, d_v = carry
             mask = _visible(block.where, where, reach)
             scores = _scores(block.q, k, mask, scale)
-            weights = jnp.where(mask, jnp.exp(scores - block.logsumexp[..., None]), 0.0)
-            d_weights = jnp.einsum(
-                "bkgtw,bskw->bkgts", block.d_out, v, preferred_element_type=jnp.float32
-            )
-            d_scores = (weights * (d_weights - block.delta[..., None]) * scale).astype(k.dtype)
+            weights = jnp.where(mask, jnp.exp(scores - result.logsumexp[..., None]), 0.0)
+            d_weights = _einsum("bkgtw,bskw->bkgts", result.d_out, v)
+            d_scores = (weights * (d_weights - result.delta[..., None]) * scale).astype(k.dtype)
             weights = weights.astype(v.dtype)
-            into = {"preferred_element_type": jnp.float32}
-            d_v = d_v + jnp.einsum("bkgts,bkgtw->bskw", weights, block.d_out, **into)
-            d_k = d_k + jnp.einsum("bkgts,btkgq->bskq", d_scores, block.q, **into)
-            return (d_k, d_v), d_q + jnp.einsum("bkgts,bskq->btkgq", d_scores, k, **into)
+            d_v = d_v + _einsum("bkgts,bkgtw->bskw", weights, result.d_out)
+            d_k = d_k + _einsum("bkgts,btkgq->bskq", d_scores, block.q)
+            return (d_k, d_v), d_q + _einsum("bkgts,bskq->btkgq", d_scores, k)
 
         return jax.lax.cond(_may_see(block.where, where, reach), seen, lambda: (carry, d_q))
 
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    (d_k, d_v), d_q = jax.lax.scan(one, zeros, (d_q, queries))
+    (d_k, d_v), d_q = jax.lax.scan(one, zeros, (d_q, queries, results))
     return d_q, d_k, d_v
 
 
@@ -174,8 +180,7 @@ def _scores(
     mask: Bool[Array, "B 1 1 t s"],
     scale: float,
 ) -> Float[Array, "B K G t s"]:
-    # float32: a bf16 softmax over 4k keys loses two digits.
-    scores = jnp.einsum("btkgq,bskq->bkgts", q, k, preferred_element_type=jnp.float32) * scale
+    scores = _einsum("btkgq,bskq->bkgts", q, k) * scale
     return jnp.where(mask, scores, reference.MASKED_SCORE)
 
 

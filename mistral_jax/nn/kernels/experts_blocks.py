@@ -23,19 +23,23 @@ if TYPE_CHECKING:
 
 # Rows of a block. An expert's rows are cut into the largest first: a large block pays for the copy
 # of its weights, a small one wastes little at the end (CPU, 64 experts, 384 rows each, forward and
-# backward: 0.56 of plain matmuls with 64-row blocks alone, 0.60 with 128, 0.76 with the three).
+# backward: 0.56 of plain matmuls with 64-row blocks alone, 0.60 with 128, 0.76 with 512, 128, 32).
 BLOCK_ROWS = (512, 128, 32)
-# With fewer pairs than the smallest of those.
-FEW_ROWS = 8
+# Below as many rows an expert, blocks of 8 too: a quarter of the work for a few tokens.
+FEW_ROWS, SMALLEST_BLOCK = 64, 8
 
-# Gate, up, down, as in experts.Kernels.
+# Gate, up, down, as in experts.Kernels. Not that dataclass: custom_vjp rebuilds dataclasses around
+# placeholders, which the tests' type checks refuse.
 Kernels = tuple[Array, Array, Array]
 GATE, UP, DOWN = range(3)
 
 
-def block_rows(num_pairs: int) -> tuple[int, ...]:
+def block_rows(num_pairs: int, num_experts: int) -> tuple[int, ...]:
     """Return the rows that a block may have, largest first."""
-    return tuple(rows for rows in BLOCK_ROWS if rows <= num_pairs) or (FEW_ROWS,)
+    sizes = [rows for rows in BLOCK_ROWS if rows <= num_pairs]
+    if num_pairs < FEW_ROWS * num_experts:
+        sizes.append(SMALLEST_BLOCK)
+    return tuple(sizes)
 
 
 def run(
@@ -46,8 +50,6 @@ def run(
     return _run(x, choice.experts, choice.weights, arrays)
 
 
-# Plain arrays: custom_vjp rebuilds its arguments' dataclasses around placeholders, which the
-# tests' type checks refuse.
 @jax.custom_vjp
 def _run(x: Array, experts: Array, weights: Array, kernels: Kernels) -> Array:
     return _forward(x, experts, weights, kernels, is_kept=False)[0]
@@ -57,39 +59,40 @@ def _forward(
     x: Array, experts: Array, weights: Array, kernels: Kernels, *, is_kept: bool
 ) -> tuple[Array, tuple]:
     num_experts, width, hidden_width = kernels[GATE].shape
-    sizes = block_rows(experts.size)
+    sizes = block_rows(experts.size, num_experts)
     order = experts_order.sort_pairs(experts, num_experts, multiple=sizes[-1])
-    num_rows = order.pairs.shape[0]
     tokens = order.tokens
     row_weights = experts_order.take(weights.reshape(-1), order.pairs)
 
     def visit(state: tuple, expert: Array, start: Array, size: int) -> tuple:
         outputs, kept = state
         rows = experts_order.take(x, _slice(tokens, start, size))
-        projected = rows @ _into(kernels, expert)
+        gate, up = rows @ kernels[GATE][expert], rows @ kernels[UP][expert]
         if kept is not None:
-            kept = _write(kept, projected, start)
-        gate, up = jnp.split(projected, 2, axis=-1)
+            kept = _write(kept[0], gate, start), _write(kept[1], up, start)
         weight = _slice(row_weights, start, size)[:, None]
         hidden = ((jax.nn.silu(gate) * up).astype(jnp.float32) * weight).astype(x.dtype)
         return _write(outputs, hidden @ kernels[DOWN][expert], start), kept
 
-    outputs = jnp.zeros((num_rows, width), x.dtype)
-    kept = jnp.zeros((num_rows, 2 * hidden_width), x.dtype) if is_kept else None
-    outputs, kept = _visit_blocks(order, sizes, visit, (outputs, kept))
+    def empty(columns: int) -> Array:
+        return jnp.zeros((order.pairs.shape[0], columns), x.dtype)
+
+    kept = (empty(hidden_width), empty(hidden_width)) if is_kept else None
+    outputs, kept = _visit_blocks(order, sizes, visit, (empty(width), kept))
     return experts_order.collect(outputs, order), (x, row_weights, kernels, order, kept)
 
 
 def _backward(residuals: tuple, out_gradient: Array) -> tuple:
-    x, row_weights, kernels, order, projections = residuals
+    x, row_weights, kernels, order, (gates, ups) = residuals
     tokens = order.tokens
 
     def visit(state: tuple, expert: Array, start: Array, size: int) -> tuple:
-        x_rows, weight_gradients, gradients = state
+        x_rows, weight_rows, gradients = state
         own_tokens = _slice(tokens, start, size)
         rows, out = experts_order.take(x, own_tokens), experts_order.take(out_gradient, own_tokens)
         weight = _slice(row_weights, start, size)[:, None]
-        gate, up = jnp.split(_slice(projections, start, size).astype(jnp.float32), 2, axis=-1)
+        gate = _slice(gates, start, size).astype(jnp.float32)
+        up = _slice(ups, start, size).astype(jnp.float32)
         sigmoid = jax.nn.sigmoid(gate)
         silu = gate * sigmoid
         hidden = silu * up
@@ -97,29 +100,33 @@ def _backward(residuals: tuple, out_gradient: Array) -> tuple:
         # Of the hidden row before its weight: times the row it is the weight's gradient.
         unweighted = (out @ kernels[DOWN][expert].T).astype(jnp.float32)
         hidden_gradient = unweighted * weight
-        gate_gradient = hidden_gradient * up * (sigmoid + silu * (1 - sigmoid))
-        into = jnp.concatenate([gate_gradient, hidden_gradient * silu], axis=-1).astype(x.dtype)
-        x_rows = _write(x_rows, into @ _into(kernels, expert).T, start)
-        weight_gradients = _write(weight_gradients, jnp.sum(unweighted * hidden, axis=-1), start)
-        own = *jnp.split(_outer(rows, into), 2, axis=-1), _outer(weighted, out)
-        gradients = tuple(
-            total.at[expert].add(part.astype(jnp.float32))
-            for total, part in zip(gradients, own, strict=True)
+        into_gate = (hidden_gradient * up * (sigmoid + silu * (1 - sigmoid))).astype(x.dtype)
+        into_up = (hidden_gradient * silu).astype(x.dtype)
+        into_rows = into_gate @ kernels[GATE][expert].T + into_up @ kernels[UP][expert].T
+        own = _outer(rows, into_gate), _outer(rows, into_up), _outer(weighted, out)
+        return (
+            _write(x_rows, into_rows, start),
+            _write(weight_rows, jnp.sum(unweighted * hidden, axis=-1), start),
+            tuple(
+                total.at[expert].add(part.astype(jnp.float32))
+                for total, part in zip(gradients, own, strict=True)
+            ),
         )
-        return x_rows, weight_gradients, gradients
 
     num_rows = order.pairs.shape[0]
-    x_rows = jnp.zeros((num_rows, x.shape[1]), x.dtype)
-    # float32: the sum runs over every block of an expert.
-    zeros = jax.tree.map(lambda kernel: jnp.zeros(kernel.shape, jnp.float32), kernels)
-    state = (x_rows, jnp.zeros((num_rows,), jnp.float32), zeros)
-    sizes = block_rows(order.rows.size)
-    x_rows, weight_gradients, gradients = _visit_blocks(order, sizes, visit, state)
+    state = (
+        jnp.zeros((num_rows, x.shape[1]), x.dtype),
+        jnp.zeros((num_rows,), jnp.float32),
+        # float32: the sum runs over every block of an expert.
+        tuple(jnp.zeros(kernel.shape, jnp.float32) for kernel in kernels),
+    )
+    sizes = block_rows(order.rows.size, kernels[GATE].shape[0])
+    x_rows, weight_rows, gradients = _visit_blocks(order, sizes, visit, state)
     return (
         experts_order.collect(x_rows, order),
         None,
-        experts_order.take(weight_gradients, order.rows),
-        jax.tree.map(lambda total, kernel: total.astype(kernel.dtype), gradients, kernels),
+        experts_order.take(weight_rows, order.rows),
+        tuple(total.astype(k.dtype) for total, k in zip(gradients, kernels, strict=True)),
     )
 
 
@@ -146,11 +153,6 @@ def _visit_blocks(
         state = jax.lax.fori_loop(0, ends[-1], step, state)
         remaining, offsets = remaining - num_blocks * size, offsets + num_blocks * size
     return state
-
-
-def _into(kernels: Kernels, expert: Array) -> Float[Array, "D twoF"]:
-    """Return gate and up side by side: one matmul of twice the width."""
-    return jnp.concatenate([kernels[GATE][expert], kernels[UP][expert]], axis=-1)
 
 
 def _outer(a: Float[Array, "n A"], b: Float[Array, "n B"]) -> Float[Array, "A B"]:
