@@ -328,7 +328,7 @@ def _runtime(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Runt
     dtype = precision.dtype_of(run.precision.compute)
     placement = expert_parallel.Placement(
         implementation=experts.choose_implementation("auto", plan.platform, dtype),
-        transport=expert_parallel.choose_transport("auto", plan.platform),
+        transport=expert_parallel.choose_transport(plan.experts_transport or "auto", plan.platform),
         buffer_factor=run.stage.experts.buffer_factor,
     )
     return decoder_lib.Runtime(

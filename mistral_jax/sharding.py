@@ -23,13 +23,14 @@ MeshAxes = str | tuple[str, ...] | None
 RULES: dict[str, MeshAxes] = {
     # parameters
     "layer": None,
-    # Outside the experts the expert axis is one more way to split data and parameters.
-    "embed": ("fsdp", "expert"),
+    # Outside the experts the expert axis is one more way to split data and parameters; the context
+    # axis splits parameters too, or long rows would leave too few ways to.
+    "embed": ("fsdp", "expert", "context"),
     "mlp": "tensor",
     # Whole groups where the axis divides them, else the experts of each group.
     "group": "expert",
     "expert": "expert",
-    "expert_embed": "fsdp",
+    "expert_embed": ("fsdp", "context"),
     "latent": None,
     "heads": "tensor",
     "kv_heads": "tensor",

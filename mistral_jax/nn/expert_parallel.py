@@ -144,7 +144,7 @@ def _run_on_device(
     *,
     shards: expert_shards.ExpertShards,
     placement: Placement,
-    embed_axis: str | None,
+    embed_axis: str | tuple[str, ...] | None,
     token_axes: tuple[str, ...],
 ) -> tuple[Float[Array, "1 B T D"], Float[Array, ""]]:
     """Return this device's tokens' outputs, of this device's hidden channels, and the overflow."""

@@ -53,12 +53,12 @@ class LatentAttention(nnx.Module):
         else:
             self.q_a_proj = into(config.width, latent.query_rank, axes=("embed", "latent"))
             self.q_a_norm = layers.RmsNorm(latent.query_rank, epsilon=LATENT_NORM_EPSILON)
-            self.q_b_proj = into(latent.query_rank, query_width, axes=("latent", "heads"))
+            self.q_b_proj = into(latent.query_rank, query_width, axes=("embed", "heads"))
         narrow = latent.latent_rank + latent.rotary_width
         self.kv_a_proj = into(config.width, narrow, axes=("embed", "latent"))
         self.kv_a_norm = layers.RmsNorm(latent.latent_rank, epsilon=LATENT_NORM_EPSILON)
         wide = config.num_heads * (latent.content_width + latent.value_width)
-        self.kv_b_proj = into(latent.latent_rank, wide, axes=("latent", "heads"))
+        self.kv_b_proj = into(latent.latent_rank, wide, axes=("embed", "heads"))
         # The output projection starts smaller with depth, as in GPT-2, section 2.3.
         out_std = config.init_std / np.sqrt(2 * config.num_layers)
         self.o_proj = linear(

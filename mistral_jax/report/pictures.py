@@ -10,7 +10,7 @@ from mistral_jax.report.files import RunFiles
 
 MEMORY_PARTS = (
     "frozen_parameters", "trained_parameters", "optimizer_state", "gradients",
-    "activations", "layer_work", "loss_chunk", "runtime",
+    "activations", "layer_work", "gathered_weights", "dispatch", "loss_chunk", "batch", "runtime",
 )  # fmt: skip
 
 

@@ -165,6 +165,7 @@ def draw_latent(family: str, config: dict, generator: np.random.Generator) -> di
     size = one_of(2, 3, 4)
     found = {
         "num_key_value_heads": config["num_attention_heads"],
+        "pad_token_id": None,  # torch gives the row of a padding token no gradient
         "q_lora_rank": one_of(None, 12, 20),
         "kv_lora_rank": one_of(8, 20),
         # Odd, so that heads times their width is never the model's width.

@@ -32,6 +32,7 @@ COMMON = {
     "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2,
     "vocab_size": 288, "rms_norm_eps": 1e-6, "max_position_embeddings": 128,
     "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None,
+    "pad_token_id": None,  # torch gives the row of a padding token no gradient
     "kv_lora_rank": 12, "qk_nope_head_dim": 9, "qk_rope_head_dim": 8, "v_head_dim": 7,
     "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3,
     "n_shared_experts": 1, "first_k_dense_replace": 1, "norm_topk_prob": True,
