@@ -209,6 +209,7 @@ def _compile(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from launch import target
+    from mistral_jax import compile_report
     from mistral_jax import compile_run
     from mistral_jax.report import compiled
 
@@ -223,7 +224,7 @@ def _compile(options: argparse.Namespace) -> int:
         compiled.write_json(report.model_dump(mode="json"), options.json)
     if options.out is not None:
         compiled.write_all(report.model_dump(mode="json"), options.out)
-    compile_run.check_fit(report)
+    compile_report.check_fit(report)
     return EXIT_DONE
 
 

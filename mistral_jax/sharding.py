@@ -165,15 +165,32 @@ def constrain(x: Shaped[Array, "..."], axes: tuple[str | None, ...]) -> Shaped[A
 def like_parameters(tree: Any, shardings: dict[str, NamedSharding], mesh: Mesh) -> Any:
     """Return shardings for a tree (a training state) that repeats the parameters' paths.
 
-    A leaf below a key that is a parameter's path, and of its rank, is sharded as the parameter;
-    every other leaf is replicated.
+    A leaf below a key that is a parameter's path, and of its rank, is sharded as the parameter.
+    One that is the parameter without one axis (a factored moment) is sharded as what is left of
+    it; every other leaf is replicated.
     """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def name_of(path: tuple) -> str | None:
+        names = (str(getattr(step, "key", "")) for step in path)
+        return next((name for name in names if name in shardings), None)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = name_of(path)
+        if name is not None and len(leaf.shape) == len(shardings[name].spec):
+            shapes.setdefault(name, leaf.shape)
 
     def choose(path: tuple, leaf: Any) -> NamedSharding:
-        for step in path:
-            found = shardings.get(str(getattr(step, "key", "")))
-            if found is not None and len(found.spec) == len(leaf.shape):
-                return found
+        name = name_of(path)
+        if name is None:
+            return replicated(mesh)
+        whole = tuple(shardings[name].spec)
+        if len(whole) == len(leaf.shape):
+            return shardings[name]
+        shape = shapes.get(name, ())
+        for axis in range(len(shape)):
+            if leaf.shape == shape[:axis] + shape[axis + 1 :]:
+                return NamedSharding(mesh, PartitionSpec(*whole[:axis], *whole[axis + 1 :]))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(choose, tree)

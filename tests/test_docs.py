@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import Discriminator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from data_pipelines import jsonl
@@ -194,8 +196,7 @@ def key_defaults() -> dict[str, str]:
             for each in listed:
                 walk(each, f"{path}[].", "")
             if len(alone) > 1:
-                chosen = default.kind if isinstance(default, Node) else PydanticUndefined
-                add(f"{path}.kind", kind, shown(chosen))
+                add(f"{path}.kind", kind, shown(default_kind(field)))
             for each in alone:
                 is_member = len(alone) > 1
                 own = each.model_fields["kind"].default if is_member else kind
@@ -203,6 +204,15 @@ def key_defaults() -> dict[str, str]:
 
     walk(RunConfig, "", "")
     return {path: join_members(members) for path, members in found.items()}
+
+
+def default_kind(field: FieldInfo) -> object:
+    """Return the kind that a union of nodes takes where none is given."""
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, Node):
+        return default.kind
+    chosen = [each.discriminator for each in field.metadata if isinstance(each, Discriminator)]
+    return chosen[0]({}) if chosen else PydanticUndefined
 
 
 def shown(default: object) -> str:
@@ -215,6 +225,7 @@ def shown(default: object) -> str:
 
 def join_members(members: list[tuple[str, str]]) -> str:
     """Return one default, or those of each kind where the kinds differ."""
+    members = list(dict.fromkeys(members))  # a union inside a union comes once for each outer kind
     defaults = list(dict.fromkeys(default for _, default in members))
     if len(defaults) == 1:
         return defaults[0]

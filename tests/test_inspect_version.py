@@ -38,6 +38,17 @@ def test_a_config_of_v0_1_on_weights_of_v0_3_is_called_out() -> None:
     assert "such a config belongs to Mistral 7B v0.1" in text
 
 
+def test_the_gain_that_a_conversion_gave_to_small_4_is_called_out() -> None:
+    preset = presets.PRESETS["mistral_small_4"]
+    gain = {"mscale": 1.0, "mscale_all_dim": 1.0, "attention_factor": None}
+    found = identify(preset.model_copy(update={"rope": preset.rope.model_copy(update=gain)}))
+    assert found.title == "Mistral Small 4 119B"
+    assert "rope is yarn" in found.contradictions[0]
+    assert "mscale_all_dim 1" in found.contradictions[0]
+    assert "and not yarn" in found.contradictions[0]
+    assert "attention_factor 1" in found.contradictions[0]
+
+
 def test_a_window_on_v0_2_is_called_out() -> None:
     found = identify(V0_2.model_copy(update={"attention": WindowAttention(window=4096)}))
     assert "Mistral 7B v0.2" in found.title

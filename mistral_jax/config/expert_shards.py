@@ -82,6 +82,16 @@ class ExpertShards:
         worst = self.count * num_tokens
         return _tiled(factor * self.reach * worst, worst)
 
+    def pairs_of_all(self, num_tokens: int, factor: float) -> int:
+        """Return how many (token, expert) pairs one device may run, of what all sent it.
+
+        `factor` times its even share, `num_tokens * top_k`, where each device has `num_tokens`; at
+        most as many as its rows can have.
+        """
+        per_row = min(self.top_k, self.experts_per_shard)
+        worst = self.rows_of_all(num_tokens, factor) * per_row
+        return _tiled(factor * num_tokens * self.top_k, worst)
+
 
 def check_divides(num_groups: int, group_size: int, expert_axis: int) -> None:
     """Check that experts divide over the devices of the mesh axis `expert`.

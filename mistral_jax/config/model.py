@@ -14,8 +14,8 @@ from mistral_jax.config.base import BelowOne
 from mistral_jax.config.base import Count
 from mistral_jax.config.base import Node
 from mistral_jax.config.base import NonNegative
-from mistral_jax.config.base import Positive
 from mistral_jax.config.base import NonNegativeInt
+from mistral_jax.config.base import Positive
 
 Reach = int | None
 

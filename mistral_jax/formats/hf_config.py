@@ -46,6 +46,7 @@ KNOWN_UNSUPPORTED = {
     "voxtral": "Voxtral (audio)",
     "mamba2": "Codestral Mamba (a state space model)",
 }
+_WHOLE_HEAD: tuple[float | int, ...] = (1.0, 1)
 _LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window"}
 
 
@@ -97,7 +98,7 @@ def decoder_from_hf(config: Mapping[str, Any], path: Path | str, *, has_head: bo
     max_positions = fields.count("max_position_embeddings", defaults.max_positions)
     num_layers = fields.count("num_hidden_layers")
     num_kv_heads = fields.count("num_key_value_heads", defaults.num_kv_heads or num_heads)
-    fractions: tuple[float | int, ...] = (1.0, 1)
+    fractions = _WHOLE_HEAD
     if model_type in hf_latent.ROUTERS:
         attention = hf_latent.attention(fields, num_heads)
         fractions = hf_latent.rotary_fractions(model_type, attention)
@@ -202,7 +203,10 @@ def attention_of_layers(layers: list[str], window: int | None) -> dict:
 
 
 def _rope(
-    fields: Fields, defaults: Defaults, max_positions: int, fractions: tuple[float | int, ...]
+    fields: Fields,
+    defaults: Defaults,
+    max_positions: int,
+    fractions: tuple[float | int, ...] = _WHOLE_HEAD,
 ) -> tuple[dict, dict]:
     """Read rotary options: `rope_parameters` (transformers 5), or rope_theta and rope_scaling.
 

@@ -413,7 +413,7 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def _reordered(array: np.ndarray, entry: Entry, *, to_pairs: bool) -> np.ndarray:
     """Return the rows with each head's rotary ones as pairs, or as halves."""
-    heads = array.reshape(entry.permute_heads, -1, *array.shape[1:])
+    heads = array.reshape(entry.permute_heads or 1, -1, *array.shape[1:])
     rows = heads.shape[1] if entry.rotary_rows is None else entry.rotary_rows
     still, rotary = heads[:, : heads.shape[1] - rows], heads[:, heads.shape[1] - rows :]
     grid = (2, rows // 2) if to_pairs else (rows // 2, 2)

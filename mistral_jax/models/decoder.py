@@ -26,6 +26,7 @@ from mistral_jax import sharding
 from mistral_jax.config import model as model_config
 from mistral_jax.nn import attention
 from mistral_jax.nn import cache as kv_cache
+from mistral_jax.nn import context_parallel
 from mistral_jax.nn import expert_parallel
 from mistral_jax.nn import ffn
 from mistral_jax.nn import layers
@@ -52,12 +53,17 @@ class Runtime:
         attention: an implementation's name in nn/attention.py.
         experts: how a mixture's experts run, and travel between devices.
         remat: what the backward pass recomputes.
+        context: how devices that share a row exchange keys; no matter on a mesh where none do.
+            Without a cache, shared rows are expected as context_parallel.reordered gives them.
     """
 
     compute_dtype: np.dtype = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
     attention: str = "banded"
-    experts: expert_parallel.Placement = expert_parallel.Placement()
+    experts: expert_parallel.Placement = dataclasses.field(
+        default_factory=expert_parallel.Placement
+    )
     remat: Remat = "none"
+    context: masks.ContextForm = "all_gather"
 
 
 @jax.tree_util.register_dataclass
@@ -191,7 +197,7 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         cache: Cache | None = None,
-        control: routing.Control = routing.Control(),
+        control: routing.Control = routing.FREE,
         dropout_key: PRNGKeyArray | None = None,
     ) -> Output:
         """Return the final hidden states, the cache after these tokens, and routing's remains.
@@ -219,7 +225,7 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         cache: Cache | None = None,
-        control: routing.Control = routing.Control(),
+        control: routing.Control = routing.FREE,
         dropout_key: PRNGKeyArray | None = None,
     ) -> Output:
         """Return what the stack makes of embedded tokens, before the final norm; see `hidden`."""
@@ -234,8 +240,10 @@ class Decoder(nnx.Module):
             segment_ids = (positions >= 0).astype(jnp.int32)
         if cache is not None and is_decoding:
             spec = masks.AttentionSpec(positions, cache.positions)
+        elif cache is not None:
+            spec = masks.row_spec(positions, None)
         else:
-            spec = masks.row_spec(positions, None if cache is not None else segment_ids)
+            spec = context_parallel.row_spec(positions, segment_ids, self.runtime.context)
         common = _Pass(spec, rotary, segment_ids, control, dropout_key)
         stacks = [stack for stack in (self.dense_layers, self.layers) if stack is not None]
         caches = [None] * len(stacks) if cache is None else list(cache.stacks)

@@ -61,6 +61,7 @@ def _stacks(
     num_dense, ffn = config.num_dense_layers, config.ffn
     if ffn.kind != "moe" or not num_dense:
         return [("layers", config)]
+    assert ffn.dense_width is not None
     dense = model_config.DenseFfn(width=ffn.dense_width)
     rest = ffn.model_copy(update={"num_dense_layers": 0})
     depth = config.num_layers - num_dense

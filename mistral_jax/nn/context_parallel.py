@@ -164,10 +164,10 @@ def attend_expanded(
     def specs(axes: Axes, arrays: Arrays) -> dict[str, PartitionSpec]:
         found = {}
         for name, array in arrays.items():
-            # Heads that do not divide are whole, and so must be what they are made of.
-            own = (
-                None if axis in ("heads", "kv_heads") and not heads else axis for axis in axes[name]
-            )
+            # Heads that do not divide are whole, and so must be what they are made of; the
+            # inputs of `expand` are always whole.
+            left = ("embed",) if heads else ("embed", "heads", "kv_heads")
+            own = (None if axis in left else axis for axis in axes[name])
             found[name] = sharding.spec(tuple(own), array.shape, mesh)
         return found
 

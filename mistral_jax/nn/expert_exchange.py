@@ -22,7 +22,8 @@ from mistral_jax.nn import routing
 
 AXIS = expert_transport.AXIS
 
-LocalExperts = Callable[[Float[Array, "R D"], routing.Choice], Float[Array, "R D"]]
+# Rows, their choice, and the most pairs there are, to outputs.
+LocalExperts = Callable[[Float[Array, "R D"], routing.Choice, int], Float[Array, "R D"]]
 
 
 @jax.tree_util.register_dataclass
@@ -83,12 +84,30 @@ def exchange(
     weights, ids = jnp.split(notes, 2, axis=-1)
     ids = jax.lax.stop_gradient(ids).astype(jnp.int32)
     local = jnp.where(ids > 0, ids - 1, shards.experts_per_shard)
-    out = run_local(rows, routing.Choice(local, weights))
+    max_pairs = shards.pairs_of_all(num_tokens, buffer_factor)
+    choice_here, num_left_out = _bounded(routing.Choice(local, weights), shards, max_pairs)
+    out = run_local(rows, choice_here, max_pairs)
     # Bytes a device and layer: rows * D * itemsize back. The backward pass sends both once more.
     total = collect(way.back(out), source // shards.max_copies, slots)
     is_sent = (slots < way.size)[..., None] & copies.is_here
     num_wanted = jnp.sum((choice.experts >= 0) & (choice.experts < num_experts(shards)))
-    return total, (num_wanted - jnp.sum(is_sent)).astype(jnp.float32)
+    return total, (num_wanted - jnp.sum(is_sent) + num_left_out).astype(jnp.float32)
+
+
+def _bounded(
+    choice: routing.Choice, shards: expert_shards.ExpertShards, max_pairs: int
+) -> tuple[routing.Choice, Int[Array, ""]]:
+    """Return the first `max_pairs` assignments of a device's rows, and how many are left out."""
+    is_pair = choice.experts < shards.experts_per_shard
+    if choice.experts.size <= max_pairs:
+        return choice, jnp.int32(0)
+    number = jnp.cumsum(is_pair.reshape(-1)).reshape(is_pair.shape)
+    is_kept = is_pair & (number <= max_pairs)
+    kept = routing.Choice(
+        jnp.where(is_kept, choice.experts, shards.experts_per_shard),
+        jnp.where(is_kept, choice.weights, 0.0),
+    )
+    return kept, jnp.maximum(number[-1, -1] - max_pairs, 0)
 
 
 def num_experts(shards: expert_shards.ExpertShards) -> int:

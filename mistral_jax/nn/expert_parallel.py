@@ -39,7 +39,7 @@ class Placement:
             holds; infinity leaves room for every token on every device.
     """
 
-    implementation: str = "all"
+    implementation: str = "blocks"
     transport: str = "padded"
     buffer_factor: float = 1.5
 
@@ -85,7 +85,7 @@ def run(
     out = _run_local(
         x.reshape(-1, x.shape[-1]),
         _flat(choice),
-        _flat_kernels(kernels, x),
+        kernels=_flat_kernels(kernels, x),
         implementation=placement.implementation,
     )
     return out.reshape(x.shape), jnp.float32(0)
@@ -183,11 +183,14 @@ def _run_on_device(
 def _run_local(
     tokens: Float[Array, "N D"],
     choice: routing.Choice,
-    kernels: experts.Kernels,
+    max_pairs: int | None = None,
     *,
+    kernels: experts.Kernels,
     implementation: str,
 ) -> Float[Array, "N D"]:
-    return experts.run_experts(tokens, choice, kernels, implementation=implementation)
+    return experts.run_experts(
+        tokens, choice, kernels, implementation=implementation, max_pairs=max_pairs
+    )
 
 
 def _flat(choice: routing.Choice) -> routing.Choice:

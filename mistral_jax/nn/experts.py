@@ -76,7 +76,12 @@ def choose_implementation(name: str, platform: str, compute_dtype: np.dtype) -> 
 
 
 def run_experts(
-    x: Float[Array, "N D"], choice: routing.Choice, kernels: Kernels, *, implementation: str
+    x: Float[Array, "N D"],
+    choice: routing.Choice,
+    kernels: Kernels,
+    *,
+    implementation: str,
+    max_pairs: int | None = None,
 ) -> Float[Array, "N D"]:
     """Return sum over k of weight_k * down_e(silu(gate_e(x)) * up_e(x)), in x's dtype.
 
@@ -85,6 +90,8 @@ def run_experts(
         choice: [N, k] experts and weights; an index of E (no expert) adds nothing.
         kernels: of all E experts.
         implementation: a name in IMPLEMENTATIONS.
+        max_pairs: how many of the N * k pairs have an expert at most, where that is known: rows
+            for more are not made. None is all.
     """
     with jax.named_scope(f"experts_{implementation}"):
-        return IMPLEMENTATIONS[implementation](x, choice, kernels)
+        return IMPLEMENTATIONS[implementation](x, choice, kernels, max_pairs=max_pairs)

@@ -110,7 +110,7 @@ class MoeSwiGlu(nnx.Module):
         x: Float[Array, "B T D"],
         *,
         segment_ids: Int[Array, "B T"] | None = None,
-        control: routing.Control = routing.Control(),
+        control: routing.Control,
         dropout_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "B T D"], routing.Aux]:
         """Apply the layer.

@@ -52,6 +52,10 @@ class Control:
     is_recorded: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
+# The router decides and nothing is written down.
+FREE = Control()
+
+
 class Aux(NamedTuple):
     """What routing leaves behind, layer by layer where stacked; all of it float32 but `experts`.
 

@@ -13,7 +13,7 @@ from mistral_jax.report import units
 
 Report = dict[str, Any]
 WIDTH, LEFT, RIGHT = charts.WIDTH, 150, 92
-BAR, GAP, TOP = 24, 12, 30
+BAR, GAP, TOP, LEGEND = 24, 12, 30, 24
 MEMORY_PARTS = (
     ("parameters", "parameters"),
     ("frozen_parameters", "frozen parameters"),
@@ -218,7 +218,7 @@ def _notes(report: Report) -> str:
 def svg(report: Report) -> str:
     """Return the picture as a whole SVG file."""
     memory, times = _memory_bar(report, TOP), _times(report)
-    start = TOP + BAR + 68
+    start = TOP + BAR + 86
     parts = [*memory, _title(start - 10, "Seconds of a step at the full rate of each part")]
     longest = max((value for _, value in times), default=0) or 1
     for row, (name, value) in enumerate(times):
@@ -243,17 +243,17 @@ def _memory_bar(report: Report, y: charts.Number) -> list[str]:
     parts = [_title(y - 10, title), _text(LEFT - 8, y + BAR / 2, report["target"], anchor="end")]
     width = (WIDTH - LEFT - RIGHT) * available / max(available, total)
     parts.append(f'<rect class="rail" x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}"/>')
-    x, legend = float(LEFT), float(LEFT)
+    x, legend_x, legend_y = float(LEFT), float(LEGEND), y + BAR + 10
     drawn = [(name, memory[part]) for part, name in MEMORY_PARTS if memory[part] * scale >= 0.5]
     for colour, (name, size) in enumerate(drawn):
         text = f"{name} {units.format_bytes(size)}"
         parts.append(_rect(x, y, size * scale, colour, text))
         x += size * scale
-        if legend + 7 * len(text) + 18 > WIDTH:
-            break
-        parts.append(_rect(legend, y + BAR + 10, 10, colour, name, height=10))
-        parts.append(_text(legend + 14, y + BAR + 15, text))
-        legend += 7 * len(text) + 18
+        if legend_x + 7 * len(text) + 14 > WIDTH:
+            legend_x, legend_y = float(LEGEND), legend_y + 18
+        parts.append(_rect(legend_x, legend_y, 10, colour, name, height=10))
+        parts.append(_text(legend_x + 14, legend_y + 5, text))
+        legend_x += 7 * len(text) + 24
     parts.append(
         f'<line class="limit" x1="{LEFT + width:.1f}" x2="{LEFT + width:.1f}" y1="{y - 4}" '
         f'y2="{y + BAR + 4}"/>'

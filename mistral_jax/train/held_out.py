@@ -13,6 +13,7 @@ from jaxtyping import Float
 from mistral_jax import protocols
 from mistral_jax import sharding
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.nn import context_parallel
 
 BOOTSTRAP_DRAWS = 2000
 
@@ -59,7 +60,9 @@ def place_batch(batch: protocols.Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Put a batch's arrays on the mesh, rows over the data axes."""
     target = sharding.batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(target, array)
+        name: jax.make_array_from_process_local_data(
+            target, context_parallel.reordered(array, mesh)
+        )
         for name, array in model_arrays(batch).items()
     }
 

@@ -124,8 +124,10 @@ class _Walk:
             self._count(instruction, computation, times, channels)
             if instruction.opcode == "while":
                 trips = self._trip_count(instruction, computation)
-                known = self.unknown_loops if trips is None else self.loops
-                known.append(instruction.name if trips is None else trips)
+                if trips is None:
+                    self.unknown_loops.append(instruction.name)
+                else:
+                    self.loops.append(trips)
                 body = self.computations[instruction.callee("body")]
                 self.visit(body, times * (1 if trips is None else trips))
             elif instruction.opcode == "fusion":
@@ -293,7 +295,9 @@ def _traffic(
 ) -> int:
     """Return the bytes of main memory that one run of an instruction reads and writes."""
     opcode = instruction.opcode
-    if opcode in FREE or 'custom_call_target="AllocateBuffer"' in instruction.attributes:
+    is_buffer = 'custom_call_target="AllocateBuffer"' in instruction.attributes
+    # `call-update` stands between the start and the end of work on a SparseCore.
+    if opcode in FREE or opcode in ("call-update", "copy-update") or is_buffer:
         return 0
     result = hlo.size_bytes(instruction.result, only_hbm=True)
     if opcode.endswith("-done"):

@@ -22,6 +22,7 @@ from mistral_jax import protocols
 from mistral_jax import sharding
 from mistral_jax.config import run as run_config
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.nn import context_parallel
 from mistral_jax.train import expert_training
 from mistral_jax.train import held_out
 from mistral_jax.train import signals
@@ -269,6 +270,7 @@ def place_micro_batches(batch: protocols.Batch, parts: Parts) -> dict[str, jax.A
     for name, array in held_out.model_arrays(batch).items():
         rows, length = array.shape
         micro = array.reshape(rows // parts.accumulation, parts.accumulation, length)
+        micro = context_parallel.reordered(micro, parts.mesh)
         local = np.ascontiguousarray(np.swapaxes(micro, 0, 1))
         placed[name] = jax.make_array_from_process_local_data(target, local)
     return placed

@@ -68,3 +68,11 @@ def test_an_axis_that_divides_neither_is_refused_with_all_numbers() -> None:
     with pytest.raises(ValueError, match=r"expert=16 .*num_groups \(1\) .*group \(8\)"):
         expert_shards.of_ffn(ffn, 16)
     assert expert_shards.of_ffn(ffn, 4).max_copies == 2
+
+
+def test_pairs_are_bounded_by_the_factor_and_by_what_rows_can_hold() -> None:
+    shards = expert_shards.ExpertShards(
+        num_groups=8, group_size=32, groups_per_token=3, top_k=24, count=8
+    )
+    assert shards.pairs_of_all(4096, 1.5) == 4096 * 24 * 3 // 2
+    assert shards.pairs_of_all(4096, float("inf")) == 8 * 4096 * 24

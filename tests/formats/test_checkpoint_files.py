@@ -32,6 +32,8 @@ def test_single_files_adapters_and_gguf():
     assert single.all == ["config.json", "model.safetensors"]
     parts = ("consolidated.00.safetensors", "consolidated.01.safetensors")
     assert choose("params.json", *parts).weights == parts
+    index = "consolidated.safetensors.index.json"
+    assert choose("params.json", index, *parts).headers == (index, "params.json")
     adapter = choose("adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
     assert adapter.weights == ("adapter_model.safetensors",)
     assert choose("x.gguf", "config.json").all == ["x.gguf"]

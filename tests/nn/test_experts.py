@@ -19,6 +19,8 @@ from mistral_jax.nn.kernels import experts_ragged
 
 # More pairs than the largest block, and a multiple of none.
 N, D, F, E, K = 331, 16, 24, 5, 2
+# Where the kinds of block matter less than the time to compile them.
+FEW = 40
 CASES = ("random", "padding", "idle_expert", "one_expert", "no_expert")
 
 
@@ -118,18 +120,17 @@ def test_every_implementation_equals_all_experts_in_value_and_gradient(
     assert_close(found, differentiated("all")(*inputs), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 20])
 @pytest.mark.parametrize("implementation", ["blocks", "ragged"])
-def test_few_tokens(implementation: str, num_tokens: int) -> None:
-    inputs = draw(num_tokens)
+def test_one_token(implementation: str) -> None:
+    inputs = draw(1)
     found = differentiated(implementation)(*inputs)
     assert_close(found, differentiated("all")(*inputs), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["blocks", "ragged"])
 def test_bfloat16_stays_close_to_float32(implementation: str) -> None:
-    found = differentiated(implementation)(*draw(dtype=jnp.bfloat16))
-    x, choice, kernels = draw(dtype=jnp.bfloat16)
+    found = differentiated(implementation)(*draw(FEW, dtype=jnp.bfloat16))
+    x, choice, kernels = draw(FEW, dtype=jnp.bfloat16)
     whole = differentiated("all")(
         x.astype(jnp.float32), choice, jax.tree.map(lambda k: k.astype(jnp.float32), kernels)
     )
@@ -154,16 +155,15 @@ def test_a_token_without_experts_is_never_read(implementation: str) -> None:
     assert not np.asarray(weight_gradient)[::3].any()
 
 
-@pytest.mark.parametrize("implementation", ["blocks", "ragged"])
-def test_scanned_and_recomputed_layers_equal_a_loop_of_layers(implementation: str) -> None:
-    x, choice, kernels = draw(40, case="padding")
+def test_scanned_and_recomputed_layers_equal_a_loop_of_layers() -> None:
+    x, choice, kernels = draw(FEW, case="padding")
     stack = jax.tree.map(lambda kernel: jnp.stack([kernel, kernel[::-1]]), kernels)
 
     def layer(x, layer_kernels, name):
         return x + experts.run_experts(x, choice, layer_kernels, implementation=name)
 
     def scanned(stack, x):
-        step = jax.checkpoint(lambda x, kernels: (layer(x, kernels, implementation), None))
+        step = jax.checkpoint(lambda x, kernels: (layer(x, kernels, "blocks"), None))
         return weigh(jax.lax.scan(step, x, stack)[0])
 
     def looped(stack, x):
@@ -172,7 +172,9 @@ def test_scanned_and_recomputed_layers_equal_a_loop_of_layers(implementation: st
         return weigh(x)
 
     found = jax.jit(jax.value_and_grad(scanned, argnums=(0, 1)))(stack, x)
-    assert_close(found, jax.value_and_grad(looped, argnums=(0, 1))(stack, x), tolerance=1e-5)
+    assert_close(
+        found, jax.jit(jax.value_and_grad(looped, argnums=(0, 1)))(stack, x), tolerance=1e-5
+    )
 
 
 def test_rows_that_a_kernel_leaves_unwritten_reach_nothing() -> None:
@@ -256,10 +258,10 @@ def test_blocks_visit_each_row_once_and_nothing_else(case: str) -> None:
 def test_gradients_need_less_memory_than_one_projection_of_all_experts() -> None:
     """Gathered kernels, or a second copy of their gradients, would need three times that."""
     num_experts, width, hidden = 64, 64, 256
-    x = jnp.zeros((N, width))
+    x = jnp.zeros((100, width))
     shapes = [(num_experts, width, hidden)] * 2 + [(num_experts, hidden, width)]
     arrays = tuple(jnp.zeros(shape) for shape in shapes)
-    choice = routing.Choice(jnp.zeros((N, K), jnp.int32), jnp.zeros((N, K)))
+    choice = routing.Choice(jnp.zeros((100, K), jnp.int32), jnp.zeros((100, K)))
 
     def run(x, arrays):
         kernels = experts.Kernels(*arrays)

@@ -239,6 +239,12 @@ def kept_assignments(
             if room[left] > 0:
                 room[left] -= 1
                 is_kept[source, token] |= wanted == shard
+    # Of the rows that came, a device runs so many assignments, the first ones.
+    left = np.full(shards.count, shards.pairs_of_all(num_tokens, factor))
+    for place in zip(*np.nonzero(is_kept), strict=True):
+        shard = chosen[place] // shards.experts_per_shard
+        is_kept[place] = left[shard] > 0
+        left[shard] -= 1
     return is_kept.reshape(case.choice.experts.shape)
 
 

@@ -17,6 +17,7 @@ import pytest
 from launch import target as target_lib
 from mistral_jax import artifact
 from mistral_jax import cli
+from mistral_jax import compile_report
 from mistral_jax import compile_run
 from mistral_jax import sharding
 from mistral_jax.config import load
@@ -209,6 +210,17 @@ def test_traffic_of_a_slice_is_the_slice():
     assert stack.nbytes <= read.hbm_bytes <= 6 * stack.nbytes
 
 
+def test_work_beside_the_rest_counts_at_its_start_and_end():
+    beside = """  %one = u32[]{:T(128)} constant(1)
+  %far = ((f32[8,128]{1,0}), f32[4,128]{1,0}, u32[]{:S(8)}) call-start(%a), to_apply=%gather
+  %still = ((f32[8,128]{1,0}), f32[4,128]{1,0}, u32[]{:S(8)}) call-update(%far)
+  %near = f32[4,128]{1,0} call-done(%still)
+"""
+    plain = hlo_traffic.read(TPU_TEXT, MESH).hbm_bytes
+    text = TPU_TEXT.replace("  %one = u32[]{:T(128)} constant(1)\n", beside)
+    assert hlo_traffic.read(text, MESH).hbm_bytes == plain + SHARD + SHARD // 2
+
+
 def test_sizes_of_types():
     assert hlo.size_bytes("(bf16[2,3]{1,0:T(8,128)(2,1)}, s4[3]{0}, f32[]{:S(2)}, token[])") == 18
     assert hlo.size_bytes("f32[8]{0:T(8)S(1)}", only_hbm=True) == 0
@@ -254,14 +266,18 @@ def test_a_price_gives_a_cost(report):
 
 
 def test_what_does_not_fit_names_the_largest_part(report):
-    compile_run.check_fit(report)
+    compile_report.check_fit(report)
     small = report.memory.model_copy(update={"available": report.memory.total - 1})
-    with pytest.raises(compile_run.DoesNotFit, match=r"largest part is temporaries.*micro_batch"):
-        compile_run.check_fit(report.model_copy(update={"memory": small}))
+    with pytest.raises(
+        compile_report.DoesNotFit, match=r"largest part is temporaries.*micro_batch"
+    ):
+        compile_report.check_fit(report.model_copy(update={"memory": small}))
     state = small.model_copy(update={"optimizer_state": 1 << 40})
-    with pytest.raises(compile_run.DoesNotFit, match=r"largest part is optimizer state.*optimizer"):
-        compile_run.check_fit(report.model_copy(update={"memory": state}))
-    assert compile_run.DoesNotFit.exit_code == cli.EXIT_FAILED
+    with pytest.raises(
+        compile_report.DoesNotFit, match=r"largest part is optimizer state.*optimizer"
+    ):
+        compile_report.check_fit(report.model_copy(update={"memory": state}))
+    assert compile_report.DoesNotFit.exit_code == cli.EXIT_FAILED
 
 
 def test_the_compilers_refusal_is_read():
@@ -301,7 +317,7 @@ def tpu_target(tmp_path, **changes):
     fields = {
         "name": "slice", "platform": "tpu", "accelerator_type": "v5litepod-4", "topology": [2, 2],
         "num_chips": 4, "num_hosts": 1, "chips_per_host": 4, "hbm_gib": 15.75,
-        "hbm_gb_per_s": 819, "peak_tflops": {"bfloat16": 197, "float32": 33},
+        "hbm_gb_per_s": 819, "ici_gb_per_s": 50, "peak_tflops": {"bfloat16": 197, "float32": 33},
         "assumed_utilization": 0.4, "mesh": {"fsdp": 4}, "micro_batch_sequences": 1,
     } | changes  # fmt: skip
     path = tmp_path / "slice.yaml"

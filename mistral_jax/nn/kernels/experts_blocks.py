@@ -43,24 +43,31 @@ def block_rows(num_pairs: int, num_experts: int) -> tuple[int, ...]:
 
 
 def run(
-    x: Float[Array, "N D"], choice: routing.Choice, kernels: "experts_lib.Kernels"
+    x: Float[Array, "N D"],
+    choice: routing.Choice,
+    kernels: "experts_lib.Kernels",
+    *,
+    max_pairs: int | None = None,
 ) -> Float[Array, "N D"]:
     """Return the weighted sum of the chosen experts' outputs; see experts.run_experts."""
     arrays = (kernels.gate, kernels.up, kernels.down)
-    return _run(x, choice.experts, choice.weights, arrays)
+    return _run(max_pairs, x, choice.experts, choice.weights, arrays)
 
 
-@jax.custom_vjp
-def _run(x: Array, experts: Array, weights: Array, kernels: Kernels) -> Array:
-    return _forward(x, experts, weights, kernels, is_kept=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(
+    max_pairs: int | None, x: Array, experts: Array, weights: Array, kernels: Kernels
+) -> Array:
+    return _forward(max_pairs, x, experts, weights, kernels, is_kept=False)[0]
 
 
 def _forward(
-    x: Array, experts: Array, weights: Array, kernels: Kernels, *, is_kept: bool
-) -> tuple[Array, tuple]:
+    max_pairs: int | None, x: Array, experts: Array, weights: Array, kernels: Kernels,
+    *, is_kept: bool,
+) -> tuple[Array, tuple]:  # fmt: skip
     num_experts, width, hidden_width = kernels[GATE].shape
     sizes = block_rows(experts.size, num_experts)
-    order = experts_order.sort_pairs(experts, num_experts, multiple=sizes[-1])
+    order = experts_order.sort_pairs(experts, num_experts, multiple=sizes[-1], max_pairs=max_pairs)
     tokens = order.tokens
     row_weights = experts_order.take(weights.reshape(-1), order.pairs)
 
@@ -82,7 +89,8 @@ def _forward(
     return experts_order.collect(outputs, order), (x, row_weights, kernels, order, kept)
 
 
-def _backward(residuals: tuple, out_gradient: Array) -> tuple:
+def _backward(max_pairs: int | None, residuals: tuple, out_gradient: Array) -> tuple:
+    del max_pairs
     x, row_weights, kernels, order, (gates, ups) = residuals
     tokens = order.tokens
 
@@ -108,7 +116,7 @@ def _backward(residuals: tuple, out_gradient: Array) -> tuple:
             _write(x_rows, into_rows, start),
             _write(weight_rows, jnp.sum(unweighted * hidden, axis=-1), start),
             tuple(
-                total.at[expert].add(part.astype(jnp.float32))
+                total.at[expert].add(part.astype(jnp.float32), mode="promise_in_bounds")
                 for total, part in zip(gradients, own, strict=True)
             ),
         )

@@ -58,19 +58,20 @@ def run(
     choice: routing.Choice,
     kernels: "experts_lib.Kernels",
     *,
+    max_pairs: int | None = None,
     names: tuple[str, ...] | None = None,
 ) -> Float[Array, "N D"]:
     """Return the weighted sum of the chosen experts' outputs; see experts.run_experts.
 
     Args:
-        x, choice, kernels: as there.
+        x, choice, kernels, max_pairs: as there.
         names: tokamax's kernels to try; None for `kernel_names()`.
 
     Raises:
         ValueError: tokamax is missing, or none of its kernels takes this GPU, shape or dtype.
     """
     matmul = functools.partial(_matmul, kernel_names() if names is None else names)
-    return experts_ragged.run(x, choice, kernels, matmul=matmul)
+    return experts_ragged.run(x, choice, kernels, max_pairs=max_pairs, matmul=matmul)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -36,17 +36,21 @@ class Order:
         return self.pairs // self.rows.shape[1]
 
 
-def sort_pairs(experts: Int[Array, "N k"], num_experts: int, *, multiple: int) -> Order:
+def sort_pairs(
+    experts: Int[Array, "N k"], num_experts: int, *, multiple: int, max_pairs: int | None = None
+) -> Order:
     """Return the order of the pairs.
 
     Args:
         experts: of each token; an index of `num_experts` gets no row.
         num_experts: E.
         multiple: each expert's rows are filled up to a multiple of this.
+        max_pairs: how many pairs have an expert at most; None is all.
     """
     num_pairs = experts.size
+    limit = num_pairs if max_pairs is None else min(max_pairs, num_pairs)
     # The sum over experts of a rounded-up count cannot be more.
-    most = num_pairs + min(num_experts, num_pairs) * (multiple - 1)
+    most = limit + min(num_experts, limit) * (multiple - 1)
     num_rows = most // multiple * multiple
     flat = experts.reshape(-1)
     order = jnp.argsort(flat, stable=True)

@@ -1,8 +1,9 @@
 """Sorted pairs and one grouped matmul per projection: `jax.lax.ragged_dot`, or another's.
 
-Native on TPU. Never the default elsewhere: XLA on CPU and NVIDIA GPUs lowers ragged_dot to a dense
-product of every row with every expert (8 experts top-2 on CPU: 0.12 of plain matmuls, less than
-computing every expert). There it serves tests.
+Native on TPU (compiled ahead of time for v5e, jax 0.12.0.1: a grouped kernel for every product,
+gradients included). Never the default elsewhere: XLA on CPU and NVIDIA GPUs lowers ragged_dot to a
+dense product of every row with every expert (8 experts top-2 on CPU: 0.12 of plain matmuls, less
+than computing every expert). There it serves tests.
 """
 
 from collections.abc import Callable
@@ -31,15 +32,18 @@ def run(
     choice: routing.Choice,
     kernels: "experts_lib.Kernels",
     *,
+    max_pairs: int | None = None,
     matmul: GroupedMatmul = jax.lax.ragged_dot,
 ) -> Float[Array, "N D"]:
     """Return the weighted sum of the chosen experts' outputs; see experts.run_experts.
 
     Args:
-        x, choice, kernels: as there.
+        x, choice, kernels, max_pairs: as there.
         matmul: the grouped product; rows after the last expert's may hold anything.
     """
-    order = experts_order.sort_pairs(choice.experts, kernels.gate.shape[0], multiple=1)
+    order = experts_order.sort_pairs(
+        choice.experts, kernels.gate.shape[0], multiple=1, max_pairs=max_pairs
+    )
     is_row = (order.pairs < choice.experts.size)[:, None]
 
     def project(rows: Float[Array, "S A"], kernel: Float[Array, "E A B"]) -> Float[Array, "S B"]:

@@ -30,10 +30,10 @@ def loss_sum(
         batch["tokens"], batch["positions"], batch["segment_ids"], dropout_key=dropout_key
     )
     total = loss_lib.linear_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]),
+        hidden,
         model.head_kernel(),
-        batch["targets"].reshape(-1),
-        batch["loss_weights"].reshape(-1).astype(jnp.float32),
+        batch["targets"],
+        batch["loss_weights"].astype(jnp.float32),
         z_loss=stage.z_loss,
         has_kernel_gradient=is_head_trained,
     )
@@ -45,8 +45,6 @@ def row_losses(
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Return, for each row, the weighted sum of token losses and the sum of weights."""
     hidden, *_ = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
-    losses = loss_lib.token_losses(
-        hidden.reshape(-1, hidden.shape[-1]), model.head_kernel(), batch["targets"].reshape(-1)
-    ).reshape(batch["targets"].shape)
+    losses = loss_lib.token_losses(hidden, model.head_kernel(), batch["targets"])
     weights = batch["loss_weights"].astype(jnp.float32)
     return jnp.sum(losses * weights, axis=1), jnp.sum(weights, axis=1)
