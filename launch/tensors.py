@@ -6,6 +6,7 @@ two equal, and AXES equal to the table of mistral_jax/sharding.py.
 
 import dataclasses
 import functools
+import itertools
 import math
 
 from mistral_jax.config.model import Adapter
@@ -15,7 +16,10 @@ from mistral_jax.config.model import Ffn
 from mistral_jax.config.model import LatentAttention
 from mistral_jax.config.model import NoAdapter
 
-# Logical axes of parameters to mesh axes: sharding.RULES, without jax.
+# Logical axes of parameters to mesh axes: sharding.RULES, without jax; and its tiles.
+TILED = ("embed", "expert_embed", "expert_hidden")
+TILE_ROWS = 8
+WIDE = 1024
 AXES: dict[str, tuple[str, ...]] = {
     "layer": (),
     "embed": ("fsdp", "expert", "context"),
@@ -23,6 +27,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "group": ("expert",),
     "expert": ("expert",),
     "expert_embed": ("fsdp", "context"),
+    "expert_hidden": ("tensor", "fsdp", "context"),
     "latent": (),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -82,7 +87,7 @@ class Tensor:
         used: set[str] = set()
         shape = []
         for axis, size in zip(self.axes, self.shape, strict=True):
-            taken = _dividing(mesh, AXES[axis], size) if axis else ()
+            taken = _dividing(mesh, axis, size) if axis else ()
             if axis == "expert" and used & set(taken):  # the groups are split already
                 taken = ()
             used |= set(taken)
@@ -101,13 +106,16 @@ class Tensor:
         return self.local_size(split)
 
 
-def _dividing(mesh: dict[str, int], axes: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """Return the run of mesh axes, from the first, over most devices that divides a dimension."""
+def _dividing(mesh: dict[str, int], axis: str, size: int) -> tuple[str, ...]:
+    """Return the mesh axes, over most devices, that divide a parameter's dimension."""
+    axes = AXES[axis]
+    tile = TILE_ROWS if axis in TILED and size >= WIDE else 1
     best, best_parts = (), 1
-    for length in range(1, len(axes) + 1):
-        parts = math.prod(mesh[name] for name in axes[:length])
-        if size % parts == 0 and parts > best_parts:
-            best, best_parts = axes[:length], parts
+    counts = range(1, len(axes) + 1)
+    for run in (run for count in counts for run in itertools.combinations(axes, count)):
+        parts = math.prod(mesh[name] for name in run)
+        if size % (parts * tile) == 0 and parts > best_parts:
+            best, best_parts = run, parts
     return best
 
 
@@ -158,7 +166,7 @@ def _stack(name: str, decoder: DecoderConfig, num_layers: int, ffn: Ffn) -> list
     for module, shape, axes in (
         ("gate_proj", (width, ffn.width), ("expert_embed", "mlp")),
         ("up_proj", (width, ffn.width), ("expert_embed", "mlp")),
-        ("down_proj", (ffn.width, width), ("mlp", "expert_embed")),
+        ("down_proj", (ffn.width, width), ("expert_hidden", None)),
     ):
         tensor = stacked(
             f"mlp/{module}/kernel", (*stack, *shape), ("group", "expert", *axes), "experts"

@@ -4,7 +4,6 @@ Plan, definition, optimizer, state and step are those of job.py, on abstract dev
 is drawn and no data is opened. compile_report.py says what the report holds.
 """
 
-import dataclasses
 import importlib.metadata
 import os
 import sys
@@ -21,9 +20,7 @@ from mistral_jax import compile_report
 from mistral_jax import job
 from mistral_jax import sharding
 from mistral_jax.config import run as run_config
-from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
-from mistral_jax.nn import expert_parallel
 from mistral_jax.train import compile as compile_lib
 from mistral_jax.train import optimizers
 from mistral_jax.train import step as step_lib
@@ -65,7 +62,7 @@ def compile_run(
     decoder = artifact.resolve_decoder(run.model)
     plan = plan_lib.resolve(run, target, decoder=decoder)
     mesh = sharding.make_mesh(plan.mesh, _devices(target, topology))
-    runtime = _runtime(run, plan)
+    runtime = job.runtime_of(run, plan)
     definition = definition_lib.define(decoder, adapter=run.adapter, runtime=runtime)
     state = artifact.abstract_state(definition, run, mesh)
     is_float32 = run.precision.frozen == "float32"
@@ -99,16 +96,6 @@ def compile_run(
     if keep_text is not None:
         keep_text(compiled.text)
     return compile_report.make_report(run, plan, target, definition, compiled, parts)
-
-
-def _runtime(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Runtime:
-    runtime = job._runtime(run, plan)
-    if plan.experts is None:
-        return runtime
-    placement = expert_parallel.Placement(
-        plan.experts, plan.experts_transport or "padded", run.stage.experts.buffer_factor
-    )
-    return dataclasses.replace(runtime, experts=placement)
 
 
 def check_target(target: target_lib.Target) -> str:

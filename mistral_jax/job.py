@@ -125,7 +125,7 @@ class _Job:
         self.directory, self.say = directory, say
         devices = jax.devices()[: plan.num_devices]
         self.mesh = sharding.make_mesh(plan.mesh, devices)
-        runtime = _runtime(run, plan)
+        runtime = runtime_of(run, plan)
         self.definition, self.eval_definition, self.prompt_definition = (
             definition_lib.define(decoder, adapter=run.adapter, runtime=each)
             for each in (
@@ -324,7 +324,8 @@ def _peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _runtime(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Runtime:
+def runtime_of(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Runtime:
+    """Return how the run's model computes on the plan's machine."""
     dtype = precision.dtype_of(run.precision.compute)
     placement = expert_parallel.Placement(
         implementation=experts.choose_implementation("auto", plan.platform, dtype),

@@ -98,7 +98,7 @@ def token_losses(machine: device.Machine, job: Job, step: train_rows.FixedBatchS
 def check_tokens(ours: np.ndarray, peer: list[float], tolerance: float) -> float:
     """Return how far token losses lie apart, relative to how much they differ among themselves."""
     left, right = ours - ours.mean(), np.asarray(peer) - np.mean(peer)
-    return device.check("losses of tokens", left, right, tolerance)
+    return device.check("token by token", left, right, tolerance)
 
 
 def measured(machine: device.Machine, peer: device.Peer, job: Job) -> device.Line:

@@ -57,6 +57,12 @@ class LoraLinear(layers.Linear):
         low_rank = low_rank * jnp.asarray(self.scale, self.compute_dtype)
         return base + layers.project(low_rank, self.lora_b[...].astype(self.compute_dtype))
 
+    def whole_kernel(self) -> Float[Array, "n_in n_out"]:
+        """Return base and adapter as one matrix, in the compute dtype."""
+        # float32: the update is small beside the kernel.
+        update = (self.lora_a[...] @ self.lora_b[...]) * self.scale
+        return (self.kernel[...].astype(jnp.float32) + update).astype(self.compute_dtype)
+
 
 def adapt(
     stacks: Sequence[nnx.Module], adapter: model_config.LoraAdapter, *, key: PRNGKeyArray

@@ -25,7 +25,7 @@ from mistral_jax.nn import routing
 
 AXIS = expert_transport.AXIS
 INTO_AXES = ("group", "expert", "expert_embed", "mlp")
-OUT_OF_AXES = ("group", "expert", "mlp", "expert_embed")
+OUT_OF_AXES = ("group", "expert", "expert_hidden", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,8 @@ def _run_on_mesh(
         _run_on_device,
         shards=shards,
         placement=placement,
-        embed_axis=into[2],
+        embed_axes=_names(into[2]),
+        hidden_axes=tuple(axis for axis in _names(out_of[2]) if axis not in _names(into[3])),
         token_axes=token_axes,
     )
     # Partial sums of one token lie on several devices: of hidden channels, and of experts where
@@ -144,20 +145,23 @@ def _run_on_device(
     *,
     shards: expert_shards.ExpertShards,
     placement: Placement,
-    embed_axis: str | tuple[str, ...] | None,
+    embed_axes: tuple[str, ...],
+    hidden_axes: tuple[str, ...],
     token_axes: tuple[str, ...],
 ) -> tuple[Float[Array, "1 B T D"], Float[Array, ""]]:
     """Return this device's tokens' outputs, of this device's hidden channels, and the overflow."""
 
-    def gather(kernel: Array, axis: int) -> Array:
+    def gather(kernel: Array, axes: tuple[str, ...]) -> Array:
         kernel = kernel.astype(x.dtype)
-        if embed_axis is None:
+        if not axes:
             return kernel
         # Bytes a device and layer, each kernel: experts here * D * F here * itemsize, of which
         # (fsdp - 1) / fsdp arrive; the gradient is reduce-scattered in the same dtype and number.
-        return jax.lax.all_gather(kernel, embed_axis, axis=axis, tiled=True)
+        return jax.lax.all_gather(kernel, axes, axis=2, tiled=True)
 
-    whole = experts.Kernels(gather(gate, 2), gather(up, 2), gather(down, 3))
+    whole = experts.Kernels(
+        gather(gate, embed_axes), gather(up, embed_axes), gather(down, hidden_axes)
+    )
     run_local = functools.partial(
         _run_local,
         kernels=_flat_kernels(whole, x),

@@ -85,6 +85,10 @@ class Linear(nnx.Module):
             y = y + self.bias[...].astype(self.compute_dtype)
         return y
 
+    def whole_kernel(self) -> Float[Array, "n_in n_out"]:
+        """Return the matrix that the projection multiplies by, in the compute dtype."""
+        return self.kernel[...].astype(self.compute_dtype)
+
 
 class SwiGlu(nnx.Module):
     """down(silu(gate(x)) * up(x)), arXiv:2002.05202."""

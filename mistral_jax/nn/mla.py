@@ -184,7 +184,7 @@ class LatentAttention(nnx.Module):
         spec: masks.AttentionSpec,
     ) -> Float[Array, "B T H v"]:
         """Attend to cached latents as to one shared key head (equation 10 of the paper)."""
-        wide = self.kv_b_proj.kernel[...].astype(q_content.dtype)
+        wide = self.kv_b_proj.whole_kernel().astype(q_content.dtype)
         wide = wide.reshape(self.latent.latent_rank, self.config.num_heads, -1)  # [l, H, c + v]
         to_keys, to_values = jnp.split(wide, [self.latent.content_width], axis=-1)
         q_latent = jnp.einsum("bthc,lhc->bthl", q_content, to_keys)

@@ -87,7 +87,7 @@ class MoeSwiGlu(nnx.Module):
         self.gate_proj = into((*stack, width, hidden))
         self.up_proj = into((*stack, width, hidden))
         self.down_proj = ExpertKernel(
-            (*stack, hidden, width), axes=("mlp", "expert_embed"), init_std=out_std, rngs=rngs
+            (*stack, hidden, width), axes=("expert_hidden", None), init_std=out_std, rngs=rngs
         )
         self.shared = (
             layers.SwiGlu(

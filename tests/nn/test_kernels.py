@@ -254,11 +254,19 @@ def test_kernels_refuse_what_they_cannot_honour() -> None:
                 kernel(q, k, v, spec, scale=SCALE)
 
 
-@pytest.mark.parametrize(("num_tokens", "head_width"), [(130, 128), (128, 64)])
-def test_splash_refuses_sizes_off_the_lane(num_tokens: int, head_width: int) -> None:
-    spec = masks.row_spec(jnp.zeros((2, num_tokens), jnp.int32), None, reach=None)
-    with pytest.raises(ValueError, match=f"multiples of 128, got {num_tokens} and {head_width}"):
-        splash_attend(*draw(num_tokens, head_width), spec, scale=SCALE)
+def test_splash_refuses_rows_off_the_lane() -> None:
+    spec = masks.row_spec(jnp.zeros((2, 130), jnp.int32), None, reach=None)
+    with pytest.raises(ValueError, match="multiples of 128, got 130"):
+        splash_attend(*draw(130, 128), spec, scale=SCALE)
+
+
+def test_splash_takes_latent_attentions_heads_whose_values_are_narrower() -> None:
+    q, k, v = draw(128, 192)
+    spec = masks.row_spec(jnp.broadcast_to(jnp.arange(128), (2, 128)), None, reach=None)
+    found, _ = splash_attend(q, k, v[..., :64], spec, scale=SCALE)
+    expected, _ = reference.attend(q, k, v[..., :64], spec, scale=SCALE)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_splash_hands_its_kernel_the_key_value_heads_unrepeated() -> None:

@@ -1,8 +1,8 @@
 """Splash attention, the block-sparse flash kernel of JAX for TPU (jax.experimental.pallas).
 
-Head width must be a multiple of 128. Window and causal masks skip whole blocks; segments are
-native. On a mesh every device runs its own rows and heads. On other platforms it runs in
-interpret mode, for tests only.
+Head widths are filled up to multiples of 128: zeros change no score. Window and causal masks skip
+whole blocks; segments are native. On a mesh every device runs its own rows and heads. On other
+platforms it runs in interpret mode, for tests only.
 """
 
 import functools
@@ -39,12 +39,13 @@ def attend(
     """
     if not spec.is_row or spec.score_bias is not None or spec.block_table is not None:
         raise ValueError("splash attention takes whole rows without a bias or a block table")
-    batch, num_tokens, _, head_width = q.shape
-    if num_tokens % LANE or head_width % LANE:
+    batch, num_tokens = q.shape[:2]
+    if num_tokens % LANE:
         raise ValueError(
-            f"splash attention needs row length and head width in multiples of {LANE}, "
-            f"got {num_tokens} and {head_width}"
+            f"splash attention needs a row length in multiples of {LANE}, got {num_tokens}"
         )
+    value_width = v.shape[-1]
+    q, k, v = (_filled(array) for array in (q, k, v))
     segments = spec.query_segments
     if segments is None:
         segments = jnp.ones((batch, num_tokens), jnp.int32)
@@ -55,18 +56,25 @@ def attend(
     )  # fmt: skip
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return on_shard(q, k, v, segments)
+        out, logsumexp = on_shard(q, k, v, segments)
+        return out[..., :value_width], logsumexp
     # A Mosaic kernel cannot be partitioned by the compiler: each device runs its rows and heads,
     # whole ones, without a word to the others.
     rows, _, heads, _ = sharding.spec(("batch", None, "kv_heads", None), k.shape, mesh)
     whole = PartitionSpec(rows, None, heads, None)
-    return jax.shard_map(
+    out, logsumexp = jax.shard_map(
         on_shard,
         mesh=mesh,
         in_specs=(whole, whole, whole, PartitionSpec(rows, None)),
         out_specs=(whole, PartitionSpec(rows, heads, None) if spec.has_logsumexp else None),
         check_vma=False,
     )(q, k, v, segments)
+    return out[..., :value_width], logsumexp
+
+
+def _filled(array: Float[Array, "B T H Q"]) -> Float[Array, "B T H R"]:
+    """Return heads filled up with zeros to a multiple of the lanes."""
+    return jnp.pad(array, [(0, 0)] * 3 + [(0, -array.shape[-1] % LANE)])
 
 
 def _attend_shard(
