@@ -212,7 +212,9 @@ def versions() -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Run, write, return the exit code."""
-    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.gpu", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=tuple(ROWS))
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--out", type=Path)

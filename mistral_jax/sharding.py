@@ -144,9 +144,7 @@ def _dividing(mesh: Mesh | AbstractMesh, axis: str, size: int) -> MeshAxes:
     tile = TILE_ROWS if axis in TILED and size >= WIDE else 1
     # One device needs no tiles.
     dividing = [
-        run
-        for run in runs
-        if (parts := _axis_size(mesh, run)) == 1 or size % (parts * tile) == 0
+        run for run in runs if (parts := _axis_size(mesh, run)) == 1 or size % (parts * tile) == 0
     ]
     # The first of the largest: axes of one device are not named.
     best = max(dividing, key=lambda run: _axis_size(mesh, run), default=None)

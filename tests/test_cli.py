@@ -35,7 +35,7 @@ TINY = [
 ]  # fmt: skip
 HELP_S, PLAN_S = 0.5, 1.0  # user and system CPU time, which other processes do not disturb much
 VERBS = (
-    "demo", "prepare", "train", "plan", "generate", "chat", "import", "export", "verify",
+    "demo", "prepare", "train", "plan", "compile", "generate", "chat", "import", "export", "verify",
     "inspect", "doctor", "schema",
 )  # fmt: skip
 BLANK_PDF = (

@@ -20,6 +20,7 @@ from benchmarks import train_rows
 from benchmarks.gpu_rows import device
 from benchmarks.gpu_rows import lora
 from benchmarks.gpu_rows import training
+from mistral_jax import rng
 from mistral_jax import sharding
 from mistral_jax.config import optimizer as optimizer_config
 from mistral_jax.config import stage as stage_config
@@ -52,7 +53,7 @@ def compile_seconds(machine: device.Machine) -> dict[str, float]:
         for path, shape in definition.shapes.items()
         if path not in trained
     }
-    key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    key_data = jax.eval_shape(lambda: jax.random.key_data(rng.seed_key(0)))
     state = jax.eval_shape(
         lambda params, key: state_lib.TrainState(np.int32(0), params, optimizer.init(params), key),
         params, key_data,

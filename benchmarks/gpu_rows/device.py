@@ -28,7 +28,7 @@ ROUND_SECONDS = 0.05
 MAX_REPEATS = 50
 SAMPLE_SIZE = 256
 # (part of the device's name, dense bf16 TFLOP/s, GB/s): the vendor's data sheets; first match.
-SPECIFICATIONS = (
+SPECIFICATIONS: tuple[tuple[str, float, float], ...] = (
     ("H200", 989.0, 4800.0),
     ("H100 PCIe", 756.0, 2000.0),
     ("H100", 989.0, 3350.0),
@@ -88,16 +88,18 @@ class Machine:
 
     def shares(self, tflops: float) -> dict[str, float]:
         """Return the shares of the specified and of the measured peak."""
-        peaks = {"of_spec": self._specified(1), "of_gemm": self.gemm_tflops}
+        peaks = {"of_spec": self._specified()[0], "of_gemm": self.gemm_tflops}
         return {name: round(tflops / peak, 3) for name, peak in peaks.items() if peak}
 
     def bandwidth(self) -> dict[str, float]:
         """Return GB/s by where the figure comes from."""
-        found = {"spec": self._specified(2), "copy": self.copy_gb_per_s}
+        found = {"spec": self._specified()[1], "copy": self.copy_gb_per_s}
         return {name: value for name, value in found.items() if value}
 
-    def _specified(self, column: int) -> float | None:
-        return next((row[column] for row in SPECIFICATIONS if row[0] in self.kind), None)
+    def _specified(self) -> tuple[float | None, float | None]:
+        rows = (peaks for name, *peaks in SPECIFICATIONS if name in self.kind)
+        tflops, gb_per_s = next(rows, (None, None))
+        return tflops, gb_per_s
 
 
 class Peer:

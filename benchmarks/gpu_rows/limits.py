@@ -33,7 +33,7 @@ def matmul(machine: device.Machine, peer: device.Peer) -> device.Line:
         None if "error" in answer else peer.timer("forward"),
         num_rounds=machine.rounds,
     )
-    rate = 2 * size**3 / 1e12 / statistics.median(rounds.ours)
+    shares: device.Line = machine.shares(2 * size**3 / 1e12 / statistics.median(rounds.ours))
     return device.line(
         f"matmul {size}^3, {machine.dtype.name}",
         rounds,
@@ -44,7 +44,7 @@ def matmul(machine: device.Machine, peer: device.Peer) -> device.Line:
         case=MATMUL,
         check=apart,
         shapes={"size": size},
-        **machine.shares(rate),
+        **shares,
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from benchmarks.gpu_rows import device
@@ -68,7 +69,7 @@ def draw(machine: device.Machine, case: Case) -> tuple[Array, ...]:
     make = functools.partial(hashed.array, dtype=machine.dtype)
     into = (case.num_experts, case.width, case.hidden)
     out_of = (case.num_experts, case.hidden, case.width)
-    logits = hashed.array("router", (case.num_tokens, case.num_experts), dtype=jnp.float32)
+    logits = hashed.array("router", (case.num_tokens, case.num_experts), dtype=np.dtype(np.float32))
     chosen, indices = jax.lax.top_k(logits, case.top_k)
     return (
         make("x", (case.num_tokens, case.width)),

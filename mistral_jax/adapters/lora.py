@@ -20,6 +20,7 @@ from mistral_jax.config import model as model_config
 from mistral_jax.nn import layers
 
 ADAPTER_NAMES = ("lora_a", "lora_b")
+EXPERT_MODULES = ("gate_proj", "up_proj", "down_proj")
 _ROOMS = ("attention", "mlp")
 
 
@@ -72,6 +73,12 @@ def adapt(
     Raises:
         ValueError: a requested module is not there, so that adapted == requested always holds.
     """
+    has_experts = any(getattr(stack.mlp, "router", None) is not None for stack in stacks)
+    if has_experts and set(adapter.target_modules) & set(EXPERT_MODULES):
+        raise ValueError(
+            "adapter.target_modules: adapters on a mixture's experts (gate_proj, up_proj, "
+            f"down_proj) are not written yet; choose among {', '.join(_projections(stacks))}"
+        )
     adapted: set[str] = set()
     for index, stack in enumerate(stacks):
         stack_key = key if index == 0 else rng.counter_key(key, index)
@@ -84,7 +91,21 @@ def adapt(
                 adapted.add(name)
     missing = set(adapter.target_modules) - adapted
     if missing:
-        raise ValueError(f"adapter.target_modules: the model has no {', '.join(sorted(missing))}")
+        raise ValueError(
+            f"adapter.target_modules: the model has no {', '.join(sorted(missing))}; it has "
+            f"{', '.join(_projections(stacks))}"
+        )
+
+
+def _projections(stacks: Sequence[nnx.Module]) -> list[str]:
+    """Return the projections that an adapter can stand beside."""
+    found = [
+        name
+        for room in _ROOMS
+        for name, value in vars(getattr(stacks[0], room)).items()
+        if isinstance(value, layers.Linear)
+    ]
+    return sorted(found)
 
 
 def is_adapter_path(path: str) -> bool:

@@ -83,7 +83,9 @@ def test_experts_on_four_devices_train_to_the_curve_of_one(
 
 def test_an_overrun_buffer_stops_the_run_unless_it_may_drop(folder: Path) -> None:
     tight = "stage.experts.buffer_factor=1"
-    with pytest.raises(expert_training.ExpertOverflow, match=r"raise stage\.experts\.buffer_factor"):
+    with pytest.raises(
+        expert_training.ExpertOverflow, match=r"raise stage\.experts\.buffer_factor"
+    ):
         train(folder, "stopped", tight, fsdp=1, expert=8, tensor=1)
     dropped = train(folder, "dropped", tight, "stage.experts.overflow=drop",
                     fsdp=1, expert=8, tensor=1)  # fmt: skip

@@ -71,7 +71,9 @@ def run(
         ValueError: tokamax is missing, or none of its kernels takes this GPU, shape or dtype.
     """
     matmul = functools.partial(_matmul, kernel_names() if names is None else names)
-    return experts_ragged.run(x, choice, kernels, max_pairs=max_pairs, matmul=matmul)
+    return experts_ragged.run(
+        x, choice, kernels, max_pairs=max_pairs, matmul=matmul, is_tail_cleared=True
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -12,6 +12,8 @@ from jaxtyping import Array
 from jaxtyping import Float
 from jaxtyping import Int
 
+COLLECTED_TOKENS = 256
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +94,21 @@ def _spread(x: Array, tokens: Array, rows_of: Array) -> Array:
 @jax.custom_vjp
 def _collect(rows: Array, tokens: Array, rows_of: Array) -> Array:
     del tokens
-    # float32: k outputs add up, in an order that must not matter. One gather after the other:
-    # XLA on CPU took seven times as long over a single one of [N, k, D].
-    total = jnp.zeros((rows_of.shape[0], rows.shape[1]), jnp.float32)
-    for slot in range(rows_of.shape[1]):
-        total = total + take(rows, rows_of[:, slot]).astype(jnp.float32)
-    return total.astype(rows.dtype)
+    num_tokens, top_k = rows_of.shape
+
+    def add_up(own: Int[Array, "n k"]) -> Float[Array, "n D"]:
+        # float32: k outputs add up, in an order that must not matter. One gather after the other:
+        # XLA on CPU took seven times as long over a single one of [N, k, D].
+        total = jnp.zeros((own.shape[0], rows.shape[1]), jnp.float32)
+        for slot in range(top_k):
+            total = total + take(rows, own[:, slot]).astype(jnp.float32)
+        return total.astype(rows.dtype)
+
+    # Some tokens at a time, so that their sums stay in a TPU's fast memory.
+    if num_tokens <= COLLECTED_TOKENS or num_tokens % COLLECTED_TOKENS:
+        return add_up(rows_of)
+    blocks = jax.lax.map(add_up, rows_of.reshape(-1, COLLECTED_TOKENS, top_k))
+    return blocks.reshape(num_tokens, -1)
 
 
 def _spread_backward(places: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
