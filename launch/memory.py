@@ -6,6 +6,7 @@ choice and of what one layer works with; a compiler may do better or worse.
 """
 
 import dataclasses
+import math
 
 from launch import arithmetic
 from launch import tensors as tensors_lib
@@ -202,6 +203,8 @@ def _dispatch_bytes(decoder: DecoderConfig, layout: Layout) -> float:
     moe, mesh, width = decoder.ffn, layout.mesh, decoder.width
     assert moe.kind == "moe"
     tokens = layout.pass_tokens
+    if layout.remat == "full" and math.prod(mesh.values()) > 1:
+        tokens = expert_shards.chunk_of(int(tokens), expert_shards.CHUNK_TOKENS)
     hidden = moe.width / mesh["tensor"]
     if layout.experts == arithmetic.ALL_EXPERTS:  # a scan over experts keeps their hidden states
         return tokens * moe.num_experts / mesh["expert"] * 3 * hidden * layout.compute_bytes
@@ -217,8 +220,10 @@ def _dispatch_bytes(decoder: DecoderConfig, layout: Layout) -> float:
         pairs *= layout.buffer_factor
     pairs += min(pairs, num_local * BLOCK_ROWS / 2)
     # At the peak of the backward pass: a row into the experts and its output's gradient, gate, up,
-    # their product and two of their gradients. Rows of later use are made again or freed.
-    return layout.compute_bytes * (rows + pairs * (2 * width + 5 * hidden))
+    # their product and two of their gradients. Rows of later use are made again or freed. Under
+    # full remat also the rows' mask, and two of the hidden arrays in float32 (seen in modules).
+    mask, wide = (0.5, 4) if layout.remat == "full" else (0, 0)
+    return layout.compute_bytes * (rows + pairs * ((2 + mask) * width + (5 + wide) * hidden))
 
 
 def _gathered_bytes(decoder: DecoderConfig, layout: Layout, *, is_adapted: bool) -> int:

@@ -30,6 +30,7 @@ from mistral_jax import run_checks
 from mistral_jax import run_directory
 from mistral_jax import sharding
 from mistral_jax import tokenizers
+from mistral_jax.config import expert_shards
 from mistral_jax.config import model as model_config
 from mistral_jax.config import run as run_config
 from mistral_jax.formats import locate
@@ -331,6 +332,7 @@ def runtime_of(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Ru
         implementation=experts.choose_implementation("auto", plan.platform, dtype),
         transport=expert_parallel.choose_transport(plan.experts_transport or "auto", plan.platform),
         buffer_factor=run.stage.experts.buffer_factor,
+        chunk_tokens=expert_shards.CHUNK_TOKENS if plan.remat == "full" else None,
     )
     return decoder_lib.Runtime(
         compute_dtype=dtype,

@@ -8,6 +8,8 @@ import math
 
 from mistral_jax.config import model as model_config
 
+# Tokens that a device sends at a time under full remat; more would fill no matmul better.
+CHUNK_TOKENS = 4096
 # Rows of a buffer come in whole tiles of a TPU's memory (8 sublanes).
 ROW_TILE = 8
 
@@ -91,6 +93,13 @@ class ExpertShards:
         per_row = min(self.top_k, self.experts_per_shard)
         worst = self.rows_of_all(num_tokens, factor) * per_row
         return _tiled(factor * num_tokens * self.top_k, worst)
+
+
+def chunk_of(num_tokens: int, limit: int | None) -> int:
+    """Return the largest divisor of a device's tokens that is not above the limit."""
+    if limit is None or num_tokens <= limit:
+        return num_tokens
+    return next(size for size in range(limit, 0, -1) if num_tokens % size == 0)
 
 
 def check_divides(num_groups: int, group_size: int, expert_axis: int) -> None:

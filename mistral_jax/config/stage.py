@@ -15,7 +15,7 @@ class ExpertTraining(Node):
     Attributes:
         bias_rate: step of a sigmoid router's bias towards equal load inside each group, counted
             over the global batch (arXiv:2408.15664).
-        sequence_loss: weight of the loss that balances the experts within each document
+        sequence_loss: weight of the loss that balances the experts within each row
             (arXiv:2412.19437, section 2.1.2).
         z_loss: weight of the squared logsumexp of the router's logits (arXiv:2202.08906).
         buffer_factor: with experts on several devices, how many times the even share of tokens

@@ -228,6 +228,9 @@ def _forward(
     where: blockwise.Where,
 ) -> tuple[Float[Array, "B T K G W"], tuple]:
     """Return the output, and what the backward pass needs."""
+    # The masks depend on no layer's numbers: a differentiated scan over layers would compute them
+    # all in front of it and keep them, 4.9 TiB at 256K tokens. Tied to the queries, they stay here.
+    q, where = jax.lax.optimization_barrier((q, where))
     queries = blockwise.Queries(blockwise.in_blocks(q, 1, call.block), _where_blocks(call, where))
 
     def absorb(sums: blockwise.Sums, arrival: tuple[Arrays, blockwise.Where]) -> blockwise.Sums:

@@ -37,11 +37,15 @@ class Placement:
         transport: `padded` all-to-all everywhere, or `ragged`, which TPUs have.
         buffer_factor: how many times the even share of rows (config/expert_shards.py) a buffer
             holds; infinity leaves room for every token on every device.
+        chunk_tokens: on a mesh, how many of its tokens a device sends at a time, each chunk
+            recomputed in the backward pass; None is all at once. A chunk's rows are what a layer
+            under full remat holds most of, and sending in turns costs no other work there.
     """
 
     implementation: str = "blocks"
     transport: str = "padded"
     buffer_factor: float = 1.5
+    chunk_tokens: int | None = None
 
 
 def choose_transport(name: str, platform: str) -> str:
@@ -172,14 +176,25 @@ def _run_on_device(
     if AXIS not in token_axes or shards.count == 1:
         choice = expert_exchange.local_choice(choice, shards)
         return run_local(tokens, choice).reshape(1, *x.shape), jnp.float32(0)
-    out, overflow = expert_exchange.exchange(
-        tokens,
-        choice,
-        run_local,
-        shards,
-        transport=placement.transport,
-        buffer_factor=placement.buffer_factor,
-    )
+
+    def send(part: tuple[Array, routing.Choice]) -> tuple[Array, Array]:
+        return expert_exchange.exchange(
+            *part,
+            run_local,
+            shards,
+            transport=placement.transport,
+            buffer_factor=placement.buffer_factor,
+        )
+
+    chunk = expert_shards.chunk_of(tokens.shape[0], placement.chunk_tokens)
+    if chunk == tokens.shape[0]:
+        out, overflow = send((tokens, choice))
+    else:
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, chunk, leaf.shape[-1]), (tokens, choice)
+        )
+        out, overflow = jax.lax.map(jax.checkpoint(send), parts)
+        overflow = jnp.sum(overflow)
     # 4 bytes a layer.
     return out.reshape(1, *x.shape), jax.lax.psum(overflow, token_axes)
 

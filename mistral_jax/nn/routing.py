@@ -63,7 +63,7 @@ class Aux(NamedTuple):
 
     Attributes:
         counts: [E], tokens that chose each expert, over the global batch; no gradient.
-        sequence_loss: sum over documents' tokens of the balance loss; divide by the tokens.
+        sequence_loss: sum over tokens of their row's balance loss; divide by the tokens.
         z_loss: sum over tokens of the squared logsumexp; divide by the tokens.
         num_tokens: tokens that are not padding.
         overflow: assignments that found no room on their expert's device.
@@ -152,7 +152,6 @@ def aux_of(
     logits: Float[Array, "B T E"],
     scores: Float[Array, "B T E"],
     choice: Choice,
-    segment_ids: Int[Array, "B T"] | None,
     is_token: Bool[Array, "B T"] | None,
     *,
     is_recorded: bool,
@@ -167,9 +166,7 @@ def aux_of(
     logsumexp = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
     return Aux(
         counts=jax.lax.stop_gradient(jnp.sum(chosen, axis=(0, 1))),
-        sequence_loss=_sequence_loss(
-            chosen * mask[..., None], share * mask[..., None], mask, segment_ids, top_k
-        ),
+        sequence_loss=_sequence_loss(chosen, share * mask[..., None], top_k),
         z_loss=jnp.sum(jnp.square(logsumexp) * mask),
         num_tokens=jnp.sum(mask),
         overflow=jnp.float32(0),
@@ -178,31 +175,17 @@ def aux_of(
 
 
 def _sequence_loss(
-    chosen: Float[Array, "B T E"],
-    share: Float[Array, "B T E"],
-    mask: Float[Array, "B T"],
-    segment_ids: Int[Array, "B T"] | None,
-    top_k: int,
+    chosen: Float[Array, "B T E"], share: Float[Array, "B T E"], top_k: int
 ) -> Float[Array, ""]:
-    """Return the sum over documents of T * sum over experts of f * P.
+    """Return the sum over rows of tokens * sum over experts of f * P (DeepSeek-V3, equation 17).
 
-    f is how often an expert was chosen in the document against an even share, P its mean score
-    share there: 1 at perfect balance. Documents weigh by their tokens.
+    f is how often an expert was chosen in the row against an even share, P its mean score share
+    there: 1 at perfect balance. Padding has rows of zeros.
     """
     num_experts = chosen.shape[-1]
-    if segment_ids is None:
-        frequency, probability = jnp.sum(chosen, axis=1), jnp.sum(share, axis=1)  # [B, E]
-        lengths = jnp.sum(mask, axis=1)
-    else:
-        # Row by row, so that a row's sums stay on its device: [B, T + 1, E].
-        def row_sums(values: Array, documents: Array) -> Array:
-            return jax.ops.segment_sum(values, documents, num_segments=documents.shape[0] + 1)
-
-        by_document = jax.vmap(row_sums)
-        frequency, probability = by_document(chosen, segment_ids), by_document(share, segment_ids)
-        lengths = by_document(mask, segment_ids)
-    frequency = frequency * (num_experts / top_k)
-    products = jnp.sum(jax.lax.stop_gradient(frequency) * probability, axis=-1)
+    lengths = jnp.sum(chosen, axis=(1, 2)) / top_k
+    frequency = jax.lax.stop_gradient(jnp.sum(chosen, axis=1)) * (num_experts / top_k)  # [B, E]
+    products = jnp.sum(frequency * jnp.sum(share, axis=1), axis=-1)
     return jnp.sum(products / jnp.maximum(lengths, 1.0))
 
 

@@ -143,6 +143,24 @@ def test_a_module_that_is_not_there_is_refused() -> None:
         lora.adapt([layers], adapter(target_modules=("q_proj", "up_proj")), key=rng.seed_key(0))
 
 
+def test_a_mixtures_experts_are_refused_and_the_message_lists_what_there_is() -> None:
+    mixture = TINY.model_copy(
+        update={
+            "ffn": model_config.MoeFfn(
+                width=8, num_experts=4, top_k=2, num_dense_layers=1, dense_width=16
+            )
+        }
+    )
+    with pytest.raises(ValueError, match=r"experts .* are not written yet; choose among k_proj, o_"):
+        definition_lib.define(mixture, adapter=adapter(target_modules=("q_proj", "down_proj")))
+    definition = definition_lib.define(mixture, adapter=adapter(target_modules=("q_proj",)))
+    assert set(definition.trainable_paths()) == {
+        f"{stack}/attention/q_proj/{name}"
+        for stack in ("layers", "dense_layers")
+        for name in ("lora_a", "lora_b")
+    }
+
+
 def test_a_starts_uniform_with_peft_bounds_and_differs_by_module_and_layer() -> None:
     down = np.asarray(fresh()["layers/mlp/down_proj/lora_a"])
     assert np.abs(down).max() <= 1 / np.sqrt(48)

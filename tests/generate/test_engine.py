@@ -32,14 +32,36 @@ CONFIGS = {
             "ffn": model_config.MoeFfn(width=24, num_experts=4, top_k=2),
         }
     ),
+    "latent": FULL.model_copy(
+        update={
+            "num_kv_heads": 4,
+            "head_width": 12,
+            "attention": model_config.LatentAttention(
+                query_rank=8, latent_rank=12, content_width=8, rotary_width=4, value_width=6
+            ),
+            "query_scaling": model_config.LogQueryScaling(beta=0.3, period=4),
+            "ffn": model_config.MoeFfn(
+                width=24, num_experts=4, num_groups=2, groups_per_token=1, top_k=2,
+                router=model_config.SigmoidRouter(), num_shared_experts=1, num_dense_layers=1,
+                dense_width=16,
+            ),
+        }
+    ),
+}  # fmt: skip
+ADAPTERS = {
+    "latent": model_config.LoraAdapter(rank=2, alpha=8.0, target_modules=("kv_b_proj", "q_a_proj"))
 }
 
 
 @functools.cache
 def model(name: str) -> tuple[definition_lib.Definition, definition_lib.Params]:
-    definition = definition_lib.define(CONFIGS[name])
+    definition = definition_lib.define(CONFIGS[name], adapter=ADAPTERS.get(name))
     mesh = sharding.single_device_mesh()
-    return definition, definition_lib.initialise(definition, rng.seed_key(0), mesh)
+    params = definition_lib.initialise(definition, rng.seed_key(0), mesh)
+    for path in params:
+        if path.endswith("lora_b"):  # as if it had trained
+            params[path] = params[path] + 0.1
+    return definition, params
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -93,7 +93,7 @@ def test_padding_uses_no_expert_and_is_not_counted() -> None:
     choice = choose(scores, is_token=is_token)
     assert (np.asarray(choice.experts)[~np.asarray(is_token)] == 12).all()
     assert not np.asarray(choice.weights)[~np.asarray(is_token)].any()
-    aux = routing.aux_of(scores, scores, choice, segments, is_token, is_recorded=True)
+    aux = routing.aux_of(scores, scores, choice, is_token, is_recorded=True)
     assert float(aux.num_tokens) == 9
     assert float(jnp.sum(aux.counts)) == 9 * 3
     np.testing.assert_array_equal(aux.experts, choice.experts)
@@ -104,28 +104,26 @@ def test_the_balance_loss_is_one_for_each_token_of_an_even_document() -> None:
     even = routing.Choice(jnp.asarray([[[0], [1], [2], [3]]]), jnp.ones((1, 4, 1)))
     busy = routing.Choice(jnp.zeros((1, 4, 1), jnp.int32), jnp.ones((1, 4, 1)))
     for choice in (even, busy):  # with even scores no choice can be blamed
-        aux = routing.aux_of(scores, scores, choice, None, None, is_recorded=False)
+        aux = routing.aux_of(scores, scores, choice, None, is_recorded=False)
         np.testing.assert_allclose(aux.sequence_loss, 4.0, rtol=1e-6)
     sure = jnp.zeros((1, 4, 4)).at[..., 0].set(1.0)
-    aux = routing.aux_of(sure, sure, busy, None, None, is_recorded=False)
+    aux = routing.aux_of(sure, sure, busy, None, is_recorded=False)
     np.testing.assert_allclose(aux.sequence_loss, 16.0, rtol=1e-6)
 
 
-def test_the_balance_loss_of_packed_documents_is_the_sum_of_their_own() -> None:
-    lengths = (5, 8)
-    scores = draw_scores(5, 1, 13, 12)
-    segments = jnp.asarray([[1] * 5 + [2] * 8])
-    together = routing.aux_of(scores, scores, choose(scores), segments, None, is_recorded=False)
-    alone = 0.0
-    for start, length in zip((0, 5), lengths):
-        part = scores[:, start : start + length]
-        aux = routing.aux_of(part, part, choose(part), None, None, is_recorded=False)
-        chosen = np.asarray(jax.nn.one_hot(choose(part).experts, 12)).sum(axis=(0, 1, 2))
-        share = np.asarray(part / part.sum(-1, keepdims=True))[0].mean(axis=0)
-        by_hand = length * (chosen * 12 / (3 * length) * share).sum()
-        np.testing.assert_allclose(aux.sequence_loss, by_hand, rtol=1e-5)
-        alone += float(aux.sequence_loss)
-    np.testing.assert_allclose(together.sequence_loss, alone, rtol=1e-5)
+def test_the_balance_loss_is_the_formulas_and_leaves_padding_out() -> None:
+    scores = draw_scores(5, 2, 9, 12)
+    is_token = jnp.asarray([[True] * 9, [True] * 6 + [False] * 3])
+    choice = choose(scores, is_token=is_token)
+    aux = routing.aux_of(scores, scores, choice, is_token, is_recorded=False)
+    by_hand = 0.0
+    for row, length in ((0, 9), (1, 6)):
+        part = np.asarray(scores)[row, :length]
+        experts = np.asarray(choice.experts)[row, :length]
+        frequency = np.bincount(experts.ravel(), minlength=12) * 12 / (3 * length)
+        share = (part / part.sum(-1, keepdims=True)).mean(axis=0)
+        by_hand += length * (frequency * share).sum()
+    np.testing.assert_allclose(aux.sequence_loss, by_hand, rtol=1e-5)
 
 
 def test_gradients_go_through_weights_and_probabilities_only() -> None:
@@ -133,7 +131,7 @@ def test_gradients_go_through_weights_and_probabilities_only() -> None:
 
     def total(scores: jax.Array, bias: jax.Array) -> jax.Array:
         choice = choose(scores, bias=bias)
-        aux = routing.aux_of(scores, scores, choice, None, None, is_recorded=False)
+        aux = routing.aux_of(scores, scores, choice, None, is_recorded=False)
         return jnp.sum(choice.weights * jnp.arange(1.0, 4.0)) + aux.sequence_loss
 
     by_scores, by_bias = jax.grad(total, argnums=(0, 1))(scores, jnp.zeros(12))
