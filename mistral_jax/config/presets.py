@@ -272,6 +272,10 @@ PRESETS: dict[str, DecoderConfig] = {
     "msem_16b": _MSEM_16B,
     "msem_671b": _MSEM_671B,
     "msem_671b_gqa": _MSEM_671B_GQA,
+    "msem_671b_wide": _like(
+        _MSEM_671B,
+        ffn=_MSEM_671B.ffn.model_copy(update={"width": 4096, "num_experts": 128, "top_k": 12}),
+    ),
     "qwen2_5_3b": DecoderConfig(
         num_layers=36,
         width=2048,
@@ -332,6 +336,7 @@ RELEASES: dict[str, Release] = {
     "msem_16b": Release("msem-16b (ours)"),
     "msem_671b": Release("msem-671b (ours)"),
     "msem_671b_gqa": Release("msem-671b with grouped-query attention (ours)"),
+    "msem_671b_wide": Release("msem-671b with half as many experts, twice as wide (ours)"),
     "qwen2_5_3b": Release("Qwen2.5 3B", (), ("every field",)),
     "smollm2_135m": Release("SmolLM2 135M"),
 }

@@ -190,9 +190,7 @@ def _run_on_device(
     if chunk == tokens.shape[0]:
         out, overflow = send((tokens, choice))
     else:
-        parts = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, chunk, leaf.shape[-1]), (tokens, choice)
-        )
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, leaf.shape[-1]), (tokens, choice))
         out, overflow = jax.lax.map(jax.checkpoint(send), parts)
         overflow = jnp.sum(overflow)
     # 4 bytes a layer.

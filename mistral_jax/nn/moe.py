@@ -126,9 +126,7 @@ class MoeSwiGlu(nnx.Module):
         scores = routing.scores_of(logits, self.ffn.router)
         bias = None if self.router.bias is None else self.router.bias[...]
         choice = routing.choose(scores, self.ffn, bias=bias, is_token=is_token, control=control)
-        aux = routing.aux_of(
-            logits, scores, choice, is_token, is_recorded=control.is_recorded
-        )
+        aux = routing.aux_of(logits, scores, choice, is_token, is_recorded=control.is_recorded)
         kernels = experts.Kernels(
             *(m.kernel[...] for m in (self.gate_proj, self.up_proj, self.down_proj))
         )
