@@ -40,6 +40,7 @@ class MemoryBytes(Node):
     frozen_parameters: int
     optimizer_state: int
     batch: int
+    predicted_arguments: int
     predicted_total: int
 
 
@@ -151,7 +152,11 @@ def make_report(
         num_devices=plan.num_devices,
         mesh=plan.mesh,
         optimizer=run.optimizer.kind,
-        attention=runtime.attention,
+        attention=(
+            f"blocks of shared rows ({runtime.context})"
+            if plan.mesh["context"] > 1
+            else runtime.attention
+        ),
         experts=_experts_text(definition),
         remat=plan.remat,
         sequence_length=plan.sequence_length,
@@ -170,6 +175,10 @@ def make_report(
             code=memory.code,
             total=memory.total,
             available=target.chip_memory_bytes,
+            predicted_arguments=sum(
+                getattr(plan.memory, part)
+                for part in ("frozen_parameters", "trained_parameters", "optimizer_state", "batch")
+            ),
             predicted_total=plan.memory.total,
             **parts,
         ),
