@@ -13,7 +13,6 @@ from launch import tensors as tensors_lib
 from mistral_jax.config import expert_shards
 from mistral_jax.config.model import Adapter
 from mistral_jax.config.model import DecoderConfig
-from mistral_jax.config.optimizer import Adafactor
 from mistral_jax.config.optimizer import Optimizer
 
 FLOAT32_BYTES = 4
@@ -110,17 +109,12 @@ def optimizer_bytes(
 ) -> int:
     """Return the bytes of optimizer state on one device, its scalars included.
 
-    Moments lie as their parameters do; the rows and columns of a factored moment are whole on
-    every device.
+    Moments lie as their parameters do, rows and columns of a factored one as what is left.
     """
-    is_factored = isinstance(optimizer, Adafactor)
-    total = SCALAR_BYTES
-    for tensor in trained_tensors(decoder, adapter):
-        held = optimizer.array_state_bytes(tensor.path, tensor.shape)
-        if not is_factored or held >= FLOAT32_BYTES * tensor.size:
-            held = optimizer.array_state_bytes(tensor.path, tensor.local_shape(mesh))
-        total += held
-    return total
+    return SCALAR_BYTES + sum(
+        optimizer.array_state_bytes(tensor.path, tensor.shape, tensor.local_shape(mesh))
+        for tensor in trained_tensors(decoder, adapter)
+    )
 
 
 def device_bytes(

@@ -172,9 +172,7 @@ def resolve(run: RunConfig, target: Target, *, decoder: DecoderConfig | None = N
 def _choose_passes(
     run: RunConfig, target: Target, decoder: DecoderConfig, attention: str
 ) -> tuple[passes.Case, passes.Choice]:
-    """Return how the step is cut on the mesh of whole tiles, or else on the one that fits."""
-    finest = choose_mesh(run, target, decoder)
-    coarser = _whole_tiles(target, decoder, finest)
+    """Return how the step is cut on the mesh of whole tiles, or else on the first that fits."""
 
     def cut(mesh: dict[str, int]) -> tuple[passes.Case, passes.Choice]:
         data_parallel = mesh["data"] * mesh["fsdp"] * mesh["expert"]
@@ -184,29 +182,45 @@ def _choose_passes(
         case = passes.Case(run, target, decoder, mesh, rows, attention, experts, transport)
         return case, passes.choose(case)
 
-    if coarser != finest:
+    *coarser, leanest = _meshes(target, decoder, choose_mesh(run, target, decoder))
+    for mesh in coarser:
         try:
-            return cut(coarser)
+            return cut(mesh)
         except passes.MemoryTooSmall:
             pass  # parts of tiles, then: a slower step beats none
-    return cut(finest)
+    return cut(leanest)
 
 
-def _whole_tiles(target: Target, decoder: DecoderConfig, mesh: dict[str, int]) -> dict[str, int]:
-    """Return the mesh with devices moved from `fsdp` to `data` until parts are whole tiles.
+def _meshes(target: Target, decoder: DecoderConfig, finest: dict[str, int]) -> list[dict[str, int]]:
+    """Return the mesh of whole tiles, then each finer one whose devices hold less.
 
-    Of bfloat16, the format in which experts' gradients are scattered: 16 rows on a TPU. Less
-    makes an all-reduce of the scatter (seen in the compiled module: 806 GiB a step at 671B).
+    Devices are moved from `fsdp` to `data` until parts are whole tiles of bfloat16, the format in
+    which experts' gradients are scattered: 16 rows on a TPU. Less makes an all-reduce of the
+    scatter (seen in the compiled module: 806 GiB a step at 671B).
     """
-    mesh = dict(mesh)
+    total = finest["fsdp"]
     if target.platform != "tpu" or target.mesh.data != 1 or target.mesh.fsdp != -1:
-        return mesh
-    while mesh["fsdp"] % 2 == 0 and decoder.width % (
-        mesh["fsdp"] * mesh["context"] * BFLOAT16_TILE_ROWS
-    ):
-        mesh["fsdp"] //= 2
-        mesh["data"] *= 2
-    return mesh
+        return [finest]
+    meshes = [
+        finest | {"fsdp": size, "data": total // size}
+        for size in range(1, total + 1)
+        if total % size == 0
+    ]
+    whole = [mesh for mesh in meshes if _has_whole_tiles(decoder, mesh)]
+    chosen = [whole[-1] if whole else finest]
+    for mesh in meshes[meshes.index(chosen[0]) + 1 :]:
+        # What too fine a mesh does not divide would lie whole on every device.
+        held, least = (arithmetic.shard_bytes(decoder, m, 1) for m in (mesh, chosen[-1]))
+        if held < least:
+            chosen.append(mesh)
+    return chosen
+
+
+def _has_whole_tiles(decoder: DecoderConfig, mesh: dict[str, int]) -> bool:
+    """Tell whether devices split the width, and the experts' hidden rows, into whole tiles."""
+    rows = mesh["fsdp"] * mesh["context"] * BFLOAT16_TILE_ROWS
+    hidden = decoder.ffn.width if decoder.ffn.kind == "moe" else 0
+    return decoder.width % rows == 0 and hidden % (rows * mesh["tensor"]) == 0
 
 
 def choose_mesh(run: RunConfig, target: Target, decoder: DecoderConfig) -> dict[str, int]:

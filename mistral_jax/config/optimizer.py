@@ -97,9 +97,11 @@ class AdamW(_WithMoments):
         """Bytes of state for each trained parameter."""
         return 2 * BYTES_OF[self.moments]
 
-    def array_state_bytes(self, path: str, shape: tuple[int, ...]) -> int:
-        """Return the bytes of state of one trained array."""
-        return 2 * BYTES_OF[self.moments] * math.prod(shape)
+    def array_state_bytes(
+        self, path: str, shape: tuple[int, ...], local_shape: tuple[int, ...] | None = None
+    ) -> int:
+        """Return the bytes of state of one trained array, or of a device's part of it."""
+        return 2 * BYTES_OF[self.moments] * math.prod(local_shape or shape)
 
 
 class Muon(_WithMoments):
@@ -129,10 +131,12 @@ class Muon(_WithMoments):
         """Bytes of state for each parameter of a hidden matrix."""
         return BYTES_OF[self.moments]
 
-    def array_state_bytes(self, path: str, shape: tuple[int, ...]) -> int:
-        """Return the bytes of state of one trained array."""
+    def array_state_bytes(
+        self, path: str, shape: tuple[int, ...], local_shape: tuple[int, ...] | None = None
+    ) -> int:
+        """Return the bytes of state of one trained array, or of a device's part of it."""
         copies = 1 if is_hidden_matrix(path) else 2
-        return copies * BYTES_OF[self.moments] * math.prod(shape)
+        return copies * BYTES_OF[self.moments] * math.prod(local_shape or shape)
 
 
 class Adafactor(_Shared):
@@ -155,13 +159,21 @@ class Adafactor(_Shared):
         """Bytes of state for each parameter of a large matrix: next to nothing."""
         return 0
 
-    def array_state_bytes(self, path: str, shape: tuple[int, ...]) -> int:
-        """Return the bytes of state of one trained array, placeholders of 4 bytes included."""
-        size = math.prod(shape)
-        *_, second, largest = (0, 0, *sorted(shape))
-        if second < MIN_FACTORED_SIZE:
+    def array_state_bytes(
+        self, path: str, shape: tuple[int, ...], local_shape: tuple[int, ...] | None = None
+    ) -> int:
+        """Return the bytes of state of one trained array, or of a device's part of it.
+
+        The whole shape decides what is factored; rows and columns lie as what is left of the
+        array. Placeholders of 4 bytes are included.
+        """
+        local = local_shape or shape
+        size = math.prod(local)
+        *_, second, largest = (-1, -1, *sorted(range(len(shape)), key=shape.__getitem__))
+        if second < 0 or shape[second] < MIN_FACTORED_SIZE:
             return 4 * (size + 2)
-        return 4 * (size // largest + size // second + 1)
+        kept = (size // local[_first_alike(shape, axis)] for axis in (second, largest))
+        return 4 * (sum(kept) + 1)
 
 
 def is_hidden_matrix(path: str) -> bool:
@@ -169,6 +181,13 @@ def is_hidden_matrix(path: str) -> bool:
     *_, parent, name = ("", *path.split("/"))
     is_stacked = path.startswith(("layers/", "dense_layers/"))
     return is_stacked and name == "kernel" and parent != "router"
+
+
+def _first_alike(shape: tuple[int, ...], axis: int) -> int:
+    """Return the first axis without which the shape is the same: of equal neighbours the first."""
+    while axis and shape[axis - 1] == shape[axis]:
+        axis -= 1
+    return axis
 
 
 def _kind_of(value: Any) -> str:

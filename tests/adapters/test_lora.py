@@ -151,7 +151,9 @@ def test_a_mixtures_experts_are_refused_and_the_message_lists_what_there_is() ->
             )
         }
     )
-    with pytest.raises(ValueError, match=r"experts .* are not written yet; choose among k_proj, o_"):
+    with pytest.raises(
+        ValueError, match=r"experts .* are not written yet; choose among k_proj, o_"
+    ):
         definition_lib.define(mixture, adapter=adapter(target_modules=("q_proj", "down_proj")))
     definition = definition_lib.define(mixture, adapter=adapter(target_modules=("q_proj",)))
     assert set(definition.trainable_paths()) == {

@@ -18,7 +18,9 @@ from rich.console import Console
 
 from launch import plan
 from launch import plan_table
+from launch import shapes
 from launch import target
+from launch import tensors
 from mistral_jax.config import load
 from mistral_jax.config import presets
 
@@ -70,7 +72,15 @@ REFUSED = {
     },
     "msem/msem_671b": {
         TOO_LARGE: (
-            "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_8 v6e_256 v6e_64 v6e_8"
+            "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_512 v5p_8 v6e_256 "
+            "v6e_64 v6e_8"
+        ),
+        SMALL_BATCH: "v5p_12288",
+    },
+    "msem/msem_671b_wide": {
+        TOO_LARGE: (
+            "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_512 v5p_8 v6e_256 "
+            "v6e_64 v6e_8"
         ),
         SMALL_BATCH: "v5p_12288",
     },
@@ -212,10 +222,10 @@ def test_marks_say_how_far_a_time_can_be_trusted():
 @pytest.mark.parametrize(
     ("config", "name", "mesh"),
     [
-        ("msem/msem_671b", "v5p_2048", {"fsdp": 128, "expert": 8}),
-        ("msem/msem_671b", "v5p_8192", {"fsdp": 512, "expert": 8}),
-        ("msem/msem_671b_256k", "v5p_2048", {"fsdp": 8, "expert": 8, "context": 16}),
-        ("msem/msem_671b_256k", "v5p_8192", {"fsdp": 8, "expert": 8, "context": 64}),
+        ("msem/msem_671b", "v5p_2048", {"data": 2, "fsdp": 64, "expert": 8}),
+        ("msem/msem_671b", "v5p_8192", {"data": 8, "fsdp": 64, "expert": 8}),
+        ("msem/msem_671b_256k", "v5p_2048", {"data": 2, "fsdp": 4, "expert": 8, "context": 16}),
+        ("msem/msem_671b_256k", "v5p_8192", {"data": 8, "expert": 8, "context": 64}),
     ],
 )
 def test_671b_fits_a_pod_with_a_tenth_to_spare(config, name, mesh):
@@ -229,6 +239,49 @@ def test_671b_fits_a_pod_with_a_tenth_to_spare(config, name, mesh):
     assert (made.parameters, made.active_parameters) == (671_052_109_312, 78_447_285_760)
     assert (made.experts, made.experts_transport) == ("ragged", "ragged")
     assert made.calibration == "extrapolated"
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "mesh"),
+    [
+        # Hidden rows of 1,408 come in whole tiles for 8 devices, not for 32.
+        ("msem/msem_16b", "v5e_256", {"data": 4, "fsdp": 8, "expert": 8}),
+        ("msem/msem_16b", "v5p_128", {"fsdp": 8, "expert": 8}),
+        # 256 devices have 16 rows each of a width of 4,096.
+        ("mistral_7b/pretrain", "v5p_2048", {"data": 4, "fsdp": 256}),
+    ],
+)
+def test_parts_are_whole_tiles_where_memory_allows(config, name, mesh):
+    made = planned(config, name)
+    assert {axis: size for axis, size in made.mesh.items() if size > 1} == mesh
+    decoder = shapes.decoder_of_run(load.load_run(ROOT / "configs" / f"{config}.yaml"))
+    for tensor in tensors.tensors(decoder):
+        local = tensor.local_shape(made.mesh)
+        # The embedding is split along its width, over the expert axis too.
+        axis = {"experts": -2, "embed": -1}.get(tensor.part)
+        rows = 0 if axis is None else local[axis]
+        assert rows % plan.BFLOAT16_TILE_ROWS == 0, tensor.path
+
+
+def test_parts_of_tiles_are_the_way_out_of_too_little_memory():
+    roomy, tight = (planned("msem/msem_671b", "v5p_2048", on=[f"hbm_gib={g}"]) for g in (70, 60))
+    assert [(p.mesh["data"], p.mesh["fsdp"]) for p in (roomy, tight)] == [(2, 64), (1, 128)]
+    assert tight.memory.total < roomy.memory.total <= roomy.memory.available
+    assert roomy.memory.total > tight.memory.available >= tight.memory.total
+    with pytest.raises(plan.PlanError, match=TOO_LARGE):
+        planned("msem/msem_671b", "v5p_2048", on=["hbm_gib=50"])
+
+
+def test_a_number_of_devices_with_a_factor_of_three_moves_it_to_data():
+    made = planned("msem/msem_671b", "v5p_12288", "data.global_batch_sequences=6144")
+    assert (made.mesh["data"], made.mesh["fsdp"], made.mesh["expert"]) == (12, 64, 8)
+
+
+def test_a_refusal_names_a_remedy_that_helps():
+    with pytest.raises(plan.PlanError, match=r"optimizer\.moments=bfloat16"):
+        planned("msem/msem_671b", "v5p_512")
+    made = planned("msem/msem_671b", "v5p_512", "optimizer.moments=bfloat16")
+    assert made.memory.total <= made.memory.available
 
 
 def test_671b_on_a_pod_meets_the_roofline_that_was_asked():
@@ -271,14 +324,14 @@ def test_rows_are_split_only_where_there_are_fewer_of_them_than_chips():
         ({}, 8),
         ({"optimizer.moments": "bfloat16"}, 4),
         ({"optimizer.kind": "muon"}, 4),
-        # Rows and columns of the second moments are whole on every chip: 1.6 GB of them.
-        ({"optimizer.kind": "adafactor"}, 2.5),
+        # Rows and columns of the second moments, shared out: 112 MB on every chip.
+        ({"optimizer.kind": "adafactor"}, 0.073),
     ],
 )
 def test_bytes_of_each_optimizer_stand_in_the_plan(optimizer, bytes_each):
     overrides = [f"{key}={value}" for key, value in optimizer.items()]
     made = planned("msem/msem_671b", "v5p_2048", *overrides)
-    assert made.optimizer_bytes_per_parameter == pytest.approx(bytes_each, rel=0.1, abs=0.3)
+    assert made.optimizer_bytes_per_parameter == pytest.approx(bytes_each, rel=0.1)
 
 
 def test_too_large_mixture_names_its_largest_term():
@@ -324,8 +377,8 @@ def test_target_may_fix_passes_and_remat():
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 def test_frozen_parameters_count_in_the_format_of_the_file(tmp_path, dtype, size):
     (tmp_path / "config.json").write_text("{}")
-    tensors = {"norm": np.ones(3, np.float32), "kernel": np.ones((8, 8), np.dtype(dtype))}
-    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    arrays = {"norm": np.ones(3, np.float32), "kernel": np.ones((8, 8), np.dtype(dtype))}
+    safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
     run = load.load_run(ROOT / "configs" / "tiny" / "lora.yaml")
     here = run.model_copy(update={"model": run.model.model_copy(update={"weights": str(tmp_path)})})
     memory = plan.resolve(here, machine("local_cpu"), decoder=here.model).memory

@@ -49,6 +49,9 @@ MESHES = (
     {"data": 2, "fsdp": 2, "expert": 2, "tensor": 2, "context": 2},
     {"data": 1, "fsdp": 8, "expert": 8, "tensor": 1, "context": 1},
     {"data": 1, "fsdp": 3, "expert": 1, "tensor": 4, "context": 16},
+    # Too many devices for whole tiles of some rows.
+    {"data": 1, "fsdp": 128, "expert": 8, "tensor": 1, "context": 1},
+    {"data": 1, "fsdp": 32, "expert": 8, "tensor": 1, "context": 2},
 )
 
 
@@ -57,6 +60,8 @@ def test_axes_are_those_of_the_table():
         return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
     assert {axis: flat(sharding.RULES[axis]) for axis in tensors.AXES} == tensors.AXES
+    tiles = (sharding.TILED, sharding.TILE_ROWS, sharding.WIDE)
+    assert tiles == (tensors.TILED, tensors.TILE_ROWS, tensors.WIDE)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -75,7 +80,7 @@ def test_tensors_are_the_parameters_of_the_model(name, adapter):
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("name", ["msem_671b", "mixtral_8x7b", "ministral_3_3b"])
+@pytest.mark.parametrize("name", ["msem_671b", "msem_16b", "mixtral_8x7b", "ministral_3_3b"])
 def test_shards_are_those_of_the_sharding_table(name, mesh):
     axes = tuple(sharding.MESH_AXES)
     abstract = AbstractMesh(tuple(mesh[axis] for axis in axes), axes)

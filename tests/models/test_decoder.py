@@ -13,6 +13,7 @@ from mistral_jax import sharding
 from mistral_jax.config import model as model_config
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.nn import routing
 from tests import tiny
 
 T = 24
@@ -319,6 +320,30 @@ def test_padding_behind_a_document_does_not_matter() -> None:
     np.testing.assert_array_equal(first[:, :10], second[:, :10])
     alone = logits_of(define("plain"), params_of("plain"), document)
     np.testing.assert_allclose(first[:, :10], alone, atol=2e-5)
+
+
+@jax.jit
+def routed(tokens, replay=None, force_group=None):
+    """Return hidden states and the experts of every mixture layer."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    control = routing.Control(force_group=force_group, replay=replay, is_recorded=True)
+    out = define("latent").bind(params_of("latent")).hidden(tokens, positions, control=control)
+    return out.hidden, out.aux.experts
+
+
+def test_a_recorded_routing_replays_to_the_same_numbers_and_forces_other_tokens() -> None:
+    tokens = draw_tokens(2, 8)
+    hidden, recorded = routed(tokens)
+    assert recorded.shape == (2, 2, 8, 3)  # the dense first layer routes nothing
+    again, _ = routed(tokens, replay=recorded)
+    np.testing.assert_allclose(again, hidden, atol=1e-6)
+    _, experts = routed(tokens[::-1], replay=recorded)
+    np.testing.assert_array_equal(experts, recorded)
+
+
+def test_a_forced_group_takes_every_token_of_its_row_in_every_layer() -> None:
+    _, experts = routed(draw_tokens(2, 8), force_group=jnp.asarray([3, 1]))
+    assert (np.asarray(experts) // 3 == np.asarray([3, 1])[None, :, None, None]).all()
 
 
 def with_runtime(definition: definition_lib.Definition, **changes: object):
