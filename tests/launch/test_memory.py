@@ -161,8 +161,8 @@ def test_rows_of_experts_stop_growing_at_a_chunk_under_full_remat_on_a_mesh(rema
 
 
 MIXTURE = (
-    # Square output projections, and experts whose hidden rows come in tiles.
-    "model={kind: decoder, num_layers: 3, width: 256, num_heads: 4, num_kv_heads: 2, "
+    # Square projections of attention, and experts whose hidden rows come in tiles.
+    "model={kind: decoder, num_layers: 3, width: 256, num_heads: 4, num_kv_heads: 4, "
     "head_width: 64, vocab_size: 512, rope: {kind: default, theta: 1e4}, max_positions: 64, "
     "ffn: {kind: moe, width: 1040, num_experts: 8, num_groups: 4, groups_per_token: 2, top_k: 2, "
     "router: {kind: sigmoid}, num_shared_experts: 1, num_dense_layers: 1, dense_width: 384}}"

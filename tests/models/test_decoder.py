@@ -323,26 +323,26 @@ def test_padding_behind_a_document_does_not_matter() -> None:
 
 
 @jax.jit
-def routed(tokens, replay=None, force_group=None):
+def routed(params, tokens, replay=None, force_group=None):
     """Return hidden states and the experts of every mixture layer."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     control = routing.Control(force_group=force_group, replay=replay, is_recorded=True)
-    out = define("latent").bind(params_of("latent")).hidden(tokens, positions, control=control)
+    out = define("latent").bind(params).hidden(tokens, positions, control=control)
     return out.hidden, out.aux.experts
 
 
 def test_a_recorded_routing_replays_to_the_same_numbers_and_forces_other_tokens() -> None:
     tokens = draw_tokens(2, 8)
-    hidden, recorded = routed(tokens)
+    hidden, recorded = routed(params_of("latent"), tokens)
     assert recorded.shape == (2, 2, 8, 3)  # the dense first layer routes nothing
-    again, _ = routed(tokens, replay=recorded)
+    again, _ = routed(params_of("latent"), tokens, replay=recorded)
     np.testing.assert_allclose(again, hidden, atol=1e-6)
-    _, experts = routed(tokens[::-1], replay=recorded)
+    _, experts = routed(params_of("latent"), tokens[::-1], replay=recorded)
     np.testing.assert_array_equal(experts, recorded)
 
 
 def test_a_forced_group_takes_every_token_of_its_row_in_every_layer() -> None:
-    _, experts = routed(draw_tokens(2, 8), force_group=jnp.asarray([3, 1]))
+    _, experts = routed(params_of("latent"), draw_tokens(2, 8), force_group=jnp.asarray([3, 1]))
     assert (np.asarray(experts) // 3 == np.asarray([3, 1])[None, :, None, None]).all()
 
 
