@@ -142,12 +142,15 @@ def _dividing(mesh: Mesh | AbstractMesh, axis: str, size: int) -> MeshAxes:
         else [mesh_axes[:count] for count in counts]
     )
     tile = TILE_ROWS if axis in TILED and size >= WIDE else 1
-    # One device needs no tiles.
+    parts = {run: _axis_size(mesh, run) for run in runs}
+    # Axes of one device divide everything; the first of a rule is named for them all.
     dividing = [
-        run for run in runs if (parts := _axis_size(mesh, run)) == 1 or size % (parts * tile) == 0
+        run
+        for run in runs
+        if (size % (parts[run] * tile) == 0 if parts[run] > 1 else run == mesh_axes[:1])
     ]
     # The first of the largest: axes of one device are not named.
-    best = max(dividing, key=lambda run: _axis_size(mesh, run), default=None)
+    best = max(dividing, key=lambda run: parts[run], default=None)
     return best[0] if best is not None and len(best) == 1 else best
 
 

@@ -83,7 +83,8 @@ def test_leaves_below_a_parameters_path_follow_the_parameter() -> None:
     found = sharding.like_parameters(tree, shardings, where)
     assert found["mu"]["a/kernel"].spec == PartitionSpec("fsdp", "tensor")
     assert found["count"].spec == PartitionSpec()
-    assert found["factored"]["a/kernel"].spec == PartitionSpec()
+    # Of rows, without columns.
+    assert found["factored"]["a/kernel"].spec == PartitionSpec("fsdp")
 
 
 def test_constrain_outside_a_mesh_is_the_identity() -> None:

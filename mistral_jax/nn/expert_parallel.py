@@ -145,7 +145,7 @@ def _run_on_device(
     weights: Float[Array, "B T k"],
     gate: Float[Array, "G E d F"],
     up: Float[Array, "G E d F"],
-    down: Float[Array, "G E F d"],
+    down: Float[Array, "G E f D"],
     *,
     shards: expert_shards.ExpertShards,
     placement: Placement,

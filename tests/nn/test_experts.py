@@ -360,3 +360,32 @@ def test_tokamax_kernels_equal_all_experts_on_a_gpu(case: str) -> None:
     x = jnp.asarray(generator.normal(size=(N, 256)), jnp.bfloat16)
     found = differentiated("grouped")(x, choice, kernels)
     assert_close(found, differentiated("blocks")(x, choice, kernels), tolerance=2e-2)
+
+
+@pytest.mark.parametrize("implementation", ["blocks", "ragged"])
+def test_fewer_rows_for_fewer_pairs_give_the_same_numbers(implementation: str) -> None:
+    """Most of the rows that a device receives have few of their experts there."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=(200, 8)), jnp.float32)
+    chosen = np.where(generator.random((200, 6)) < 0.2, generator.integers(0, 4, (200, 6)), 4)
+    num_pairs = int((chosen < 4).sum())
+    assert num_pairs < 512 < chosen.size  # where the largest block does not fit into the rows
+    choice = routing.Choice(
+        jnp.asarray(chosen), jnp.asarray(generator.random((200, 6)), jnp.float32)
+    )
+    kernels = experts.Kernels(
+        *(jnp.asarray(generator.normal(size=shape), jnp.float32)
+          for shape in ((4, 8, 5), (4, 8, 5), (4, 5, 8)))
+    )  # fmt: skip
+
+    def total(name: str, max_pairs: int | None):
+        def loss(x):
+            out = experts.run_experts(x, choice, kernels, implementation=name, max_pairs=max_pairs)
+            return jnp.sum(jnp.square(out))
+
+        return jax.jit(jax.value_and_grad(loss))(x)
+
+    expected, by_x = total("all", None)
+    found, found_by_x = total(implementation, num_pairs)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(found_by_x, by_x, rtol=1e-4, atol=1e-4)

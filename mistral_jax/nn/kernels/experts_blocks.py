@@ -42,6 +42,10 @@ def block_rows(num_pairs: int, num_experts: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def _most_pairs(num_pairs: int, max_pairs: int | None) -> int:
+    return num_pairs if max_pairs is None else min(num_pairs, max_pairs)
+
+
 def run(
     x: Float[Array, "N D"],
     choice: routing.Choice,
@@ -66,7 +70,7 @@ def _forward(
     *, is_kept: bool,
 ) -> tuple[Array, tuple]:  # fmt: skip
     num_experts, width, hidden_width = kernels[GATE].shape
-    sizes = block_rows(experts.size, num_experts)
+    sizes = block_rows(_most_pairs(experts.size, max_pairs), num_experts)
     order = experts_order.sort_pairs(experts, num_experts, multiple=sizes[-1], max_pairs=max_pairs)
     tokens = order.tokens
     row_weights = experts_order.take(weights.reshape(-1), order.pairs)
@@ -90,7 +94,6 @@ def _forward(
 
 
 def _backward(max_pairs: int | None, residuals: tuple, out_gradient: Array) -> tuple:
-    del max_pairs
     x, row_weights, kernels, order, (gates, ups) = residuals
     tokens = order.tokens
 
@@ -128,7 +131,7 @@ def _backward(max_pairs: int | None, residuals: tuple, out_gradient: Array) -> t
         # float32: the sum runs over every block of an expert.
         tuple(jnp.zeros(kernel.shape, jnp.float32) for kernel in kernels),
     )
-    sizes = block_rows(order.rows.size, kernels[GATE].shape[0])
+    sizes = block_rows(_most_pairs(order.rows.size, max_pairs), kernels[GATE].shape[0])
     x_rows, weight_rows, gradients = _visit_blocks(order, sizes, visit, state)
     return (
         experts_order.collect(x_rows, order),
