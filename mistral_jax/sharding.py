@@ -91,8 +91,7 @@ def single_device_mesh() -> Mesh:
 
 
 def _axis_size(mesh: Mesh | AbstractMesh, mesh_axes: MeshAxes) -> int:
-    names = (mesh_axes,) if isinstance(mesh_axes, str) else (mesh_axes or ())
-    return int(np.prod([mesh.shape[name] for name in names], dtype=np.int64))
+    return int(np.prod([mesh.shape[name] for name in names(mesh_axes)], dtype=np.int64))
 
 
 def spec(
@@ -117,12 +116,12 @@ def spec(
         if axis is not None and axis not in RULES:
             raise ValueError(f"logical axis {axis!r} is not in the table of sharding.py")
         mesh_axes = _dividing(mesh, axis, size) if axis is not None else None
-        names = {mesh_axes} if isinstance(mesh_axes, str) else set(mesh_axes or ())
-        if axis == "expert" and used & names:  # the groups are split already
-            mesh_axes, names = None, set()
-        if used & names:
-            raise ValueError(f"axes {axes} use mesh axis {sorted(used & names)} twice")
-        used |= names
+        taken = set(names(mesh_axes))
+        if axis == "expert" and used & taken:  # the groups are split already
+            mesh_axes, taken = None, set()
+        if used & taken:
+            raise ValueError(f"axes {axes} use mesh axis {sorted(used & taken)} twice")
+        used |= taken
         parts.append(mesh_axes)
     return PartitionSpec(*parts)
 
@@ -152,6 +151,11 @@ def _dividing(mesh: Mesh | AbstractMesh, axis: str, size: int) -> MeshAxes:
     # The first of the largest: axes of one device are not named.
     best = max(dividing, key=lambda run: parts[run], default=None)
     return best[0] if best is not None and len(best) == 1 else best
+
+
+def names(mesh_axes: MeshAxes) -> tuple[str, ...]:
+    """Return the mesh axes that one entry of a partition names."""
+    return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
 
 
 def named(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -202,8 +206,8 @@ def like_parameters(tree: Any, shardings: dict[str, NamedSharding], mesh: Mesh) 
     shapes: dict[str, tuple[int, ...]] = {}
 
     def name_of(path: tuple) -> str | None:
-        names = (str(getattr(step, "key", "")) for step in path)
-        return next((name for name in names if name in shardings), None)
+        keys = (str(getattr(step, "key", "")) for step in path)
+        return next((key for key in keys if key in shardings), None)
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = name_of(path)

@@ -112,7 +112,7 @@ def _run_on_mesh(
         mesh.shape[AXIS],
     )
     rows, length, _ = sharding.spec(("batch", "sequence", None), x.shape, mesh)
-    token_axes = _names(rows) + _names(length)
+    token_axes = sharding.names(rows) + sharding.names(length)
     into = sharding.spec(INTO_AXES, kernels.gate.shape, mesh)
     out_of = sharding.spec(OUT_OF_AXES, kernels.down.shape, mesh)
     tokens = PartitionSpec(rows, length, None)
@@ -120,13 +120,15 @@ def _run_on_mesh(
         _run_on_device,
         shards=shards,
         placement=placement,
-        embed_axes=_names(into[2]),
-        hidden_axes=tuple(axis for axis in _names(out_of[2]) if axis not in _names(into[3])),
+        embed_axes=sharding.names(into[2]),
+        hidden_axes=tuple(
+            axis for axis in sharding.names(out_of[2]) if axis not in sharding.names(into[3])
+        ),
         token_axes=token_axes,
     )
     # Partial sums of one token lie on several devices: of hidden channels, and of experts where
     # rows do not divide over them (a few prompts to continue), so that no token needs to travel.
-    summed = _names(into[3]) + _names(None if AXIS in token_axes else AXIS)
+    summed = sharding.names(into[3]) + sharding.names(None if AXIS in token_axes else AXIS)
     parts, overflow = jax.shard_map(
         on_device,
         mesh=mesh,
@@ -218,7 +220,3 @@ def _flat(choice: routing.Choice) -> routing.Choice:
 def _flat_kernels(kernels: experts.Kernels, x: Float[Array, "B T D"]) -> experts.Kernels:
     """Return kernels of [groups, experts of a group, ..] as [experts, ..] in x's dtype."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]).astype(x.dtype), kernels)
-
-
-def _names(mesh_axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())

@@ -139,7 +139,9 @@ def _on_mesh(
     states = sharding.spec(("batch", "sequence", None), hidden.shape, mesh)
     head = sharding.spec(("embed", "vocab"), kernel.shape, mesh)
     place = _Placement(
-        tokens=_names(tokens[0]) + _names(tokens[1]), embed=_names(head[0]), vocab=_names(head[1])
+        tokens=sharding.names(tokens[0]) + sharding.names(tokens[1]),
+        embed=sharding.names(head[0]),
+        vocab=sharding.names(head[1]),
     )
     has_gradient = on_device.keywords["has_gradient"]
     is_whole = not place.can_scatter
@@ -268,7 +270,3 @@ def _split(arrays: tuple[Array, ...], chunk_tokens: int) -> tuple[Array, ...]:
         return jnp.pad(array, widths).reshape(-1, chunk, *array.shape[1:])
 
     return tuple(cut(array) for array in arrays)
-
-
-def _names(mesh_axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
