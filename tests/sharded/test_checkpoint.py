@@ -10,6 +10,7 @@ import pytest
 from mistral_jax import checkpoint
 from mistral_jax import export
 from mistral_jax.config import evaluate as evaluate_config
+from mistral_jax.formats import detect
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
 from mistral_jax.models import weights
@@ -92,3 +93,43 @@ def test_checkpoint_file_loads_onto_a_mesh_as_onto_one_device(
     for name, target in definition.shardings(mesh).items():
         np.testing.assert_array_equal(np.asarray(loaded[name]), expected[name], err_msg=name)
         assert loaded[name].sharding.is_equivalent_to(target, loaded[name].ndim), name
+
+
+class Watched(np.ndarray):
+    """A file's mapped tensor that notes the size of every part that is read of it."""
+
+    parts: tuple[list[tuple[int, int]], ...] = ()
+
+    def __array_finalize__(self, source: object) -> None:
+        self.parts = getattr(source, "parts", ())
+
+    def __getitem__(self, index: object) -> np.ndarray:
+        found = super().__getitem__(index)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        self.parts[0].append((np.size(found), self.size))
+        return np.asarray(found)
+
+
+def test_loading_onto_eight_devices_never_holds_a_whole_kernel(
+    tiny: types.ModuleType,
+    checkpoint_file: tuple[Path, dict[str, np.ndarray]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, _ = checkpoint_file
+    parts: list[tuple[int, int]] = []
+    read = detect.WeightsFile.tensor
+
+    def watched(self: detect.WeightsFile, name: str) -> np.ndarray:
+        array = read(self, name).view(Watched)
+        array.parts = (parts,)
+        return array
+
+    monkeypatch.setattr(detect.WeightsFile, "tensor", watched)
+    definition = definition_lib.define(weights.read_config(path))
+    weights.load_params(definition, path, tiny.mesh_of((1, 8, 1)))
+    kernels = [(size, whole) for size, whole in parts if whole > 32]  # a norm is whole everywhere
+    assert len(kernels) >= 8 * 9, "every device reads of every kernel"
+    # A GGUF's q and k are reordered first, one layer's tensor at a time.
+    reordered = 0 if path.is_dir() else 2 * definition.config.num_layers
+    assert sum(size == whole for size, whole in kernels) == reordered
+    # 0: of a head whose channels all rotate, none is left as it is.
+    assert all(size in (0, whole // 8, whole) for size, whole in kernels), max(kernels)
