@@ -15,6 +15,7 @@ import psutil
 from pydantic import Field
 from pydantic import model_validator
 
+from launch import launcher as launchers
 from mistral_jax.config import load
 from mistral_jax.config.base import Count
 from mistral_jax.config.base import Fraction
@@ -106,6 +107,7 @@ class Target(Node):
     remat: RematChoice = "auto"
     micro_batch_sequences: Literal["auto"] | Count = "auto"
     price_usd_per_hour: NonNegative | None = None
+    launcher: launchers.Launcher = launchers.Local()
 
     @model_validator(mode="after")
     def _check_counts(self) -> "Target":

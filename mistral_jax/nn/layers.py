@@ -80,14 +80,18 @@ class Linear(nnx.Module):
     ) -> Float[Array, "... n_out"]:
         """Apply the projection; a plain Linear takes no notice of `dropout_key`."""
         del dropout_key
-        y = project(x.astype(self.compute_dtype), self.kernel[...].astype(self.compute_dtype))
+        y = project(x.astype(self.compute_dtype), self.base_kernel())
         if self.bias is not None:
             y = y + self.bias[...].astype(self.compute_dtype)
         return y
 
+    def base_kernel(self) -> Float[Array, "n_in n_out"]:
+        """Return the kernel without adapters, in the compute dtype."""
+        return self.kernel[...].astype(self.compute_dtype)
+
     def whole_kernel(self) -> Float[Array, "n_in n_out"]:
         """Return the matrix that the projection multiplies by, in the compute dtype."""
-        return self.kernel[...].astype(self.compute_dtype)
+        return self.base_kernel()
 
 
 class SwiGlu(nnx.Module):

@@ -40,6 +40,10 @@ class ExpertKernel(nnx.Module):
         kernel = jax.random.normal(rngs.params(), shape, jnp.float32) * init_std
         self.kernel = nnx.Param(kernel, axes=("group", "expert", *axes))
 
+    def base_kernel(self) -> Float[Array, "groups experts n_in n_out"]:
+        """Return the kernels as they are stored; expert_parallel.py casts them."""
+        return self.kernel[...]
+
 
 class Router(nnx.Module):
     """Scores of every expert for a token, computed in float32.
@@ -128,7 +132,7 @@ class MoeSwiGlu(nnx.Module):
         choice = routing.choose(scores, self.ffn, bias=bias, is_token=is_token, control=control)
         aux = routing.aux_of(logits, scores, choice, is_token, is_recorded=control.is_recorded)
         kernels = experts.Kernels(
-            *(m.kernel[...] for m in (self.gate_proj, self.up_proj, self.down_proj))
+            *(m.base_kernel() for m in (self.gate_proj, self.up_proj, self.down_proj))
         )
         x = x.astype(self.compute_dtype)
         out, overflow = expert_parallel.run(
