@@ -65,14 +65,15 @@ def attend(
 ) -> tuple[Float[Array, "B T H W"], Float[Array, "B H T"] | None]:
     """Attend by the named implementation; see masks.AttentionSpec for who sees whom.
 
-    Rows that devices share are attended to in one way alone, whatever the name.
+    Rows that devices share are attended to block by block, by splash's kernel or in plain XLA.
 
     Raises:
         ValueError: the spec has a field that the implementation does not take.
     """
     if spec.context is not None:
         with jax.named_scope(f"attend_{spec.context}"):
-            return context_parallel.attend(q, k, v, spec, scale=scale), None
+            out = context_parallel.attend(q, k, v, spec, scale=scale, implementation=implementation)
+            return out, None
     if spec.rows is not None and implementation != "reference":
         raise ValueError(
             f"{implementation} attention takes rows in order; use the reference, or let devices "

@@ -9,6 +9,7 @@ latent, and is expanded to keys and values block by block, in the backward pass 
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from jaxtyping import Shaped
 from mistral_jax import sharding
 from mistral_jax.nn import masks
 from mistral_jax.nn.kernels import blockwise
+from mistral_jax.nn.kernels import splash
+from mistral_jax.nn.kernels import splash_blocks
 
 AXIS = "context"
 
@@ -92,11 +95,12 @@ class _Call:
     scale: float
     reach: int | None
     block: int
+    kernel: blockwise.Kernel
 
     @property
     def how(self) -> dict[str, Any]:
         """Arguments of the blocks."""
-        return {"scale": self.scale, "reach": self.reach}
+        return {"scale": self.scale, "reach": self.reach, "kernel": self.kernel}
 
 
 def attend(
@@ -106,13 +110,14 @@ def attend(
     spec: masks.AttentionSpec,
     *,
     scale: float,
+    implementation: str,
 ) -> Float[Array, "B T H W"]:
     """Attend over shared rows; keys and values travel."""
     axes = ("batch", "sequence", "kv_heads", None)
     return attend_expanded(
         q, {"k": k, "v": v}, {}, _as_they_are, spec,
         source_axes={"k": axes, "v": axes}, parameter_axes={}, num_kv_heads=k.shape[2],
-        scale=scale,
+        scale=scale, implementation=implementation,
     )  # fmt: skip
 
 
@@ -132,6 +137,7 @@ def attend_expanded(
     parameter_axes: Axes,
     num_kv_heads: int,
     scale: float,
+    implementation: str,
 ) -> Float[Array, "B T H W"]:
     """Attend over shared rows; `source` travels and is expanded where it arrives.
 
@@ -145,6 +151,8 @@ def attend_expanded(
         parameter_axes: logical axes of the parameters.
         num_kv_heads: of the whole array.
         scale: of the scores.
+        implementation: of attention; `splash` takes its kernel where the blocks suit it, and
+            every other name means plain XLA.
 
     Raises:
         ValueError: the spec has a field that this attention does not take.
@@ -174,13 +182,15 @@ def attend_expanded(
     segments = spec.query_segments
     if segments is None:
         segments = jnp.ones((batch, num_tokens), jnp.int32)
+    block, kernel = _choose_blocks(num_tokens // size_of(mesh) // 2, spec.reach, implementation)
     call = _Call(
         expand=expand,
         form=spec.context,
         size=size_of(mesh),
         scale=scale,
         reach=spec.reach,
-        block=blockwise.block_size(num_tokens // size_of(mesh) // 2),
+        block=block,
+        kernel=kernel,
     )
 
     def on_shard(
@@ -207,6 +217,22 @@ def attend_expanded(
         out_specs=whole,
         check_vma=False,
     )(q, source, parameters, spec.rows, segments)
+
+
+def _choose_blocks(
+    chunk: int, reach: int | None, implementation: str
+) -> tuple[int, blockwise.Kernel]:
+    """Return how long the blocks of a chunk are, and what works a pair of them out."""
+    if implementation == "splash" and reach is None and chunk % splash.LANE == 0:
+        lanes = blockwise.block_size(chunk // splash.LANE, splash_blocks.MAX_BLOCK // splash.LANE)
+        return lanes * splash.LANE, blockwise.Kernel(splash_blocks.absorb, splash_blocks.pull_back)
+    if implementation == "splash":
+        warnings.warn(
+            f"shared rows are attended to in plain XLA, slower than splash: it takes chunks in "
+            f"multiples of {splash.LANE} tokens and no window, got {chunk} and {reach}",
+            stacklevel=2,
+        )
+    return blockwise.block_size(chunk, blockwise.MAX_BLOCK), blockwise.XLA
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -267,7 +293,7 @@ def _backward(call: _Call, kept: tuple, d_whole: Float[Array, "B T K G W"]) -> t
     q, source, parameters, where, out, logsumexp = kept
     d_out = jnp.moveaxis(blockwise.in_blocks(d_whole, 1, call.block), 2, 4)  # [n, B, K, G, t, W]
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    results = blockwise.Results(d_out, logsumexp, delta)
+    results = blockwise.Results(out, d_out, logsumexp, delta)
     queries = blockwise.Queries(blockwise.in_blocks(q, 1, call.block), _where_blocks(call, where))
 
     def pull_back(sums: tuple, arrival: tuple[Arrays, blockwise.Where]) -> tuple[tuple, Arrays]:

@@ -174,6 +174,7 @@ class LatentAttention(nnx.Module):
             },
             num_kv_heads=self.config.num_heads,
             scale=self.scale,
+            implementation=self.implementation,
         )  # fmt: skip
 
     def _absorbed(

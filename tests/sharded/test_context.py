@@ -20,6 +20,7 @@ from mistral_jax.nn import masks
 from mistral_jax.nn import mla
 from mistral_jax.nn import rope
 from mistral_jax.nn.kernels import blockwise
+from mistral_jax.nn.kernels import splash_blocks
 from tests import tiny
 
 pytestmark = pytest.mark.sharded
@@ -93,6 +94,40 @@ def test_shared_rows_equal_whole_rows_in_value_and_gradient(
 )
 def test_shared_rows_honour_a_window(form: masks.ContextForm, is_packed: bool) -> None:
     assert_equal_to_whole_rows({"context": 4}, form, is_packed=is_packed, reach=10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_splash_blocks_equal_whole_rows(
+    form: masks.ContextForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splash_blocks, "IS_INTERPRETED", True)
+    monkeypatch.setattr(splash_blocks, "MAX_BLOCK", 128)
+    length, size = 1024, 2  # two blocks in each of four chunks
+    generator = np.random.default_rng(1)
+    arrays = tuple(
+        jnp.float32(generator.normal(size=(1, length, heads, width)))
+        for heads, width in ((4, 24), (2, 24), (2, 16), (4, 16))
+    )
+    index = np.arange(length, dtype=np.int32)
+    # A document within a block, one over chunks, and padding.
+    segments = np.searchsorted([0, 40, 700], index, side="right")[None]
+    segments[:, -50:] = 0
+    right = graded(arrays, masks.row_spec(jnp.int32(index)[None], jnp.int32(segments)), "reference")
+    order = context_parallel.zigzag_order(length, size)
+    with jax.set_mesh(mesh_of({"context": size, "tensor": 2})):
+        spec = context_parallel.row_spec(
+            jnp.int32(index[order])[None], jnp.int32(segments[:, order]), form
+        )
+        found = graded(tuple(each[:, order] for each in arrays), spec, "splash")
+    for left, whole in zip(found, right, strict=True):
+        np.testing.assert_allclose(left, whole[:, order], atol=TOLERANCE)
+
+
+def test_splash_says_where_it_does_not_apply() -> None:
+    with pytest.warns(UserWarning, match="multiples of 128 tokens and no window, got 256 and 10"):
+        block, kernel = context_parallel._choose_blocks(256, 10, "splash")
+    assert (block, kernel) == (8, blockwise.XLA)
+    assert context_parallel._choose_blocks(8192, None, "splash")[0] == 4096
 
 
 def assert_equal_to_whole_rows(

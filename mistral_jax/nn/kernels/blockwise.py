@@ -6,6 +6,7 @@ FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -67,11 +68,13 @@ class Results(NamedTuple):
     """What became of the queries, for the backward pass.
 
     Attributes:
+        out: the output.
         d_out: gradient of the output.
         logsumexp: of the scores.
         delta: sum over channels of output times its gradient.
     """
 
+    out: Float[Array, "*blocks B K G t W"]
     d_out: Float[Array, "*blocks B K G t W"]
     logsumexp: Float[Array, "*blocks B K G t"]
     delta: Float[Array, "*blocks B K G t"]
@@ -85,9 +88,9 @@ class Keys(NamedTuple):
     where: Where
 
 
-def block_size(num_tokens: int) -> int:
-    """Return the largest divisor of `num_tokens` that is no longer than MAX_BLOCK."""
-    return next(size for size in range(min(num_tokens, MAX_BLOCK), 0, -1) if num_tokens % size == 0)
+def block_size(num_tokens: int, longest: int) -> int:
+    """Return the largest divisor of `num_tokens` that is no longer than `longest`."""
+    return next(size for size in range(min(num_tokens, longest), 0, -1) if num_tokens % size == 0)
 
 
 def in_blocks(array: Array, axis: int, size: int) -> Array:
@@ -117,35 +120,30 @@ def finish(sums: Sums) -> tuple[Float[Array, "n B K G t W"], Float[Array, "n B K
     return sums.out / sums.total[..., None], sums.peak + jnp.log(sums.total)
 
 
-def absorb(sums: Sums, queries: Queries, keys: Keys, *, scale: float, reach: int | None) -> Sums:
+class Kernel(NamedTuple):
+    """How one pair of blocks is worked out, one of queries and one of keys.
+
+    Attributes:
+        absorb: (sums, queries, keys, scale, reach) -> sums.
+        pull_back: ((d_k, d_v, d_q), queries, results, keys, scale, reach) -> the same, added to.
+    """
+
+    absorb: Callable[..., Sums]
+    pull_back: Callable[..., tuple[Array, Array, Array]]
+
+
+def absorb(
+    sums: Sums, queries: Queries, keys: Keys, *, kernel: Kernel, scale: float, reach: int | None
+) -> Sums:
     """Return the sums after one more block of keys."""
-    k, v, where = keys
 
     def one(inputs: tuple[Sums, Queries]) -> Sums:
         sums, block = inputs
-
-        def seen() -> Sums:
-            mask = _visible(block.where, where, reach)
-
-            def attend(first: Array, sums: Sums) -> Sums:
-                part = Sums(*(_heads(array, first, size, 1) for array in sums))
-                q, own_k, own_v = (_heads(array, first, size, 2) for array in (block.q, k, v))
-                scores = _scores(q, own_k, mask, scale)
-                peak = jnp.maximum(part.peak, jnp.max(scores, axis=-1))
-                # A row without a visible key has scores equal to its peak: the mask once more.
-                weights = jnp.where(mask, jnp.exp(scores - peak[..., None]), 0.0)
-                shrink = jnp.exp(part.peak - peak)
-                out = _einsum("bkgts,bskw->bkgtw", weights.astype(v.dtype), own_v)
-                total = part.total * shrink + jnp.sum(weights, axis=-1)
-                new = Sums(part.out * shrink[..., None] + out, peak, total)
-                return Sums(*(_put(array, n, first, 1) for array, n in zip(sums, new, strict=True)))
-
-            size = _heads_at_once(block.q, k)
-            return jax.lax.fori_loop(
-                0, k.shape[2] // size, lambda index, sums: attend(index * size, sums), sums
-            )
-
-        return jax.lax.cond(_may_see(block.where, where, reach), seen, lambda: sums)
+        return jax.lax.cond(
+            _may_see(block.where, keys.where, reach),
+            lambda: kernel.absorb(sums, block, keys, scale=scale, reach=reach),
+            lambda: sums,
+        )
 
     return jax.lax.map(one, (sums, queries))
 
@@ -156,46 +154,88 @@ def pull_back(
     results: Results,
     keys: Keys,
     *,
+    kernel: Kernel,
     scale: float,
     reach: int | None,
 ) -> tuple[Float[Array, "n B t K G Q"], Float[Array, "B s K Q"], Float[Array, "B s K W"]]:
     """Return the queries' gradient after one more block of keys, and that block's own; float32."""
-    k, v, where = keys
 
     def one(carry: tuple[Array, Array], inputs: tuple[Array, Queries, Results]) -> tuple:
         d_q, block, result = inputs
+        d_k, d_v, d_q = jax.lax.cond(
+            _may_see(block.where, keys.where, reach),
+            lambda: kernel.pull_back((*carry, d_q), block, result, keys, scale=scale, reach=reach),
+            lambda: (*carry, d_q),
+        )
+        return (d_k, d_v), d_q
 
-        def seen() -> tuple[tuple[Array, Array], Array]:
-            mask = _visible(block.where, where, reach)
-
-            def add(first: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-                q, own_k, own_v = (_heads(array, first, size, 2) for array in (block.q, k, v))
-                d_out, logsumexp, delta = (_heads(array, first, size, 1) for array in result)
-                scores = _scores(q, own_k, mask, scale)
-                weights = jnp.where(mask, jnp.exp(scores - logsumexp[..., None]), 0.0)
-                d_weights = _einsum("bkgtw,bskw->bkgts", d_out, own_v)
-                d_scores = (weights * (d_weights - delta[..., None]) * scale).astype(k.dtype)
-                more = (
-                    _einsum("bkgts,btkgq->bskq", d_scores, q),
-                    _einsum("bkgts,bkgtw->bskw", weights.astype(v.dtype), d_out),
-                    _einsum("bkgts,bskq->btkgq", d_scores, own_k),
-                )
-                return tuple(
-                    _put(array, _heads(array, first, size, 2) + part, first, 2)
-                    for array, part in zip(sums, more, strict=True)
-                )
-
-            size = _heads_at_once(block.q, k)
-            d_k, d_v, new_d_q = jax.lax.fori_loop(
-                0, k.shape[2] // size, lambda index, sums: add(index * size, sums), (*carry, d_q)
-            )
-            return (d_k, d_v), new_d_q
-
-        return jax.lax.cond(_may_see(block.where, where, reach), seen, lambda: (carry, d_q))
-
-    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    zeros = (jnp.zeros(keys.k.shape, jnp.float32), jnp.zeros(keys.v.shape, jnp.float32))
     (d_k, d_v), d_q = jax.lax.scan(one, zeros, (d_q, queries, results))
     return d_q, d_k, d_v
+
+
+def _absorb_pair(
+    sums: Sums, queries: Queries, keys: Keys, *, scale: float, reach: int | None
+) -> Sums:
+    mask = _visible(queries.where, keys.where, reach)
+    size = _heads_at_once(queries.q, keys.k)
+
+    def attend(first: Array, sums: Sums) -> Sums:
+        part = Sums(*(_heads(array, first, size, 1) for array in sums))
+        q, k, v = (_heads(array, first, size, 2) for array in (queries.q, keys.k, keys.v))
+        scores = _scores(q, k, mask, scale)
+        peak = jnp.maximum(part.peak, jnp.max(scores, axis=-1))
+        # A row without a visible key has scores equal to its peak: the mask once more.
+        weights = jnp.where(mask, jnp.exp(scores - peak[..., None]), 0.0)
+        shrink = jnp.exp(part.peak - peak)
+        out = _einsum("bkgts,bskw->bkgtw", weights.astype(v.dtype), v)
+        total = part.total * shrink + jnp.sum(weights, axis=-1)
+        new = Sums(part.out * shrink[..., None] + out, peak, total)
+        return Sums(*(_put(array, n, first, 1) for array, n in zip(sums, new, strict=True)))
+
+    return jax.lax.fori_loop(
+        0, keys.k.shape[2] // size, lambda index, sums: attend(index * size, sums), sums
+    )
+
+
+def _pull_back_pair(
+    sums: tuple[Array, Array, Array],
+    queries: Queries,
+    results: Results,
+    keys: Keys,
+    *,
+    scale: float,
+    reach: int | None,
+) -> tuple[Array, Array, Array]:
+    mask = _visible(queries.where, keys.where, reach)
+    size = _heads_at_once(queries.q, keys.k)
+
+    def add(first: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        q, k, v = (_heads(array, first, size, 2) for array in (queries.q, keys.k, keys.v))
+        d_out, logsumexp, delta = (
+            _heads(array, first, size, 1)
+            for array in (results.d_out, results.logsumexp, results.delta)
+        )
+        scores = _scores(q, k, mask, scale)
+        weights = jnp.where(mask, jnp.exp(scores - logsumexp[..., None]), 0.0)
+        d_weights = _einsum("bkgtw,bskw->bkgts", d_out, v)
+        d_scores = (weights * (d_weights - delta[..., None]) * scale).astype(k.dtype)
+        more = (
+            _einsum("bkgts,btkgq->bskq", d_scores, q),
+            _einsum("bkgts,bkgtw->bskw", weights.astype(v.dtype), d_out),
+            _einsum("bkgts,bskq->btkgq", d_scores, k),
+        )
+        return tuple(
+            _put(array, _heads(array, first, size, 2) + part, first, 2)
+            for array, part in zip(sums, more, strict=True)
+        )
+
+    return jax.lax.fori_loop(
+        0, keys.k.shape[2] // size, lambda index, sums: add(index * size, sums), sums
+    )
+
+
+XLA = Kernel(_absorb_pair, _pull_back_pair)
 
 
 def _heads_at_once(q: Float[Array, "B t K G Q"], k: Float[Array, "B s K Q"]) -> int:

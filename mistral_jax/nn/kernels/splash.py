@@ -6,6 +6,7 @@ platforms it runs in interpret mode, for tests only.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ def attend(
             f"splash attention needs a row length in multiples of {LANE}, got {num_tokens}"
         )
     value_width = v.shape[-1]
-    q, k, v = (_filled(array) for array in (q, k, v))
+    q, k, v = (filled(array) for array in (q, k, v))
     segments = spec.query_segments
     if segments is None:
         segments = jnp.ones((batch, num_tokens), jnp.int32)
@@ -72,9 +73,30 @@ def attend(
     return out[..., :value_width], logsumexp
 
 
-def _filled(array: Float[Array, "B T H Q"]) -> Float[Array, "B T H R"]:
+def filled(array: Float[Array, "B T H Q"]) -> Float[Array, "B T H R"]:
     """Return heads filled up with zeros to a multiple of the lanes."""
     return jnp.pad(array, [(0, 0)] * 3 + [(0, -array.shape[-1] % LANE)])
+
+
+def make_kernel(
+    mask: splash_attention.Mask, num_heads: int, *, has_residuals: bool, is_interpreted: bool
+) -> Any:
+    """Return the kernel of one row, (q, k, v, segments) -> output, or with its logsumexp."""
+    num_tokens = math.gcd(*mask.shape)
+    block = next(size for size in (MAX_BLOCK, 256, LANE) if num_tokens % size == 0)
+    sizes = splash_attention.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    return splash_attention.make_splash_mha(
+        mask=splash_attention.MultiHeadMask([mask] * num_heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        save_residuals=has_residuals,
+        interpret=is_interpreted,
+    )
 
 
 def _attend_shard(
@@ -95,19 +117,8 @@ def _attend_shard(
         if reach is None
         else splash_attention.LocalMask(shape, (reach - 1, 0), 0)
     )
-    block = next(size for size in (MAX_BLOCK, 256, LANE) if num_tokens % size == 0)
-    sizes = splash_attention.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block,
-        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-        block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
-    kernel = splash_attention.make_splash_mha(
-        mask=splash_attention.MultiHeadMask([mask] * num_heads),
-        block_sizes=sizes,
-        head_shards=1,
-        q_seq_shards=1,
-        save_residuals=has_logsumexp,
-        interpret=is_interpreted,
+    kernel = make_kernel(
+        mask, num_heads, has_residuals=has_logsumexp, is_interpreted=is_interpreted
     )
 
     def one_row(
