@@ -40,15 +40,13 @@ class TrainBatches:
         fingerprint: dict[str, Any],
         *,
         start_step: int,
-        host_index: int,
-        host_count: int,
+        held_rows: np.ndarray,
     ):
         """Use `train_batches`."""
         self._rows = made
         self._config = config
         self._fingerprint = fingerprint
-        self._host_index = host_index
-        self._host_count = host_count
+        self._held_rows = held_rows
         self._next_step = start_step
         self._grain: Iterator[dict[str, np.ndarray]] | None = None
 
@@ -88,12 +86,7 @@ class TrainBatches:
 
     def _start(self) -> Iterator[dict[str, np.ndarray]]:
         steps = grain.MapDataset.range(self._next_step, ENDLESS_STEPS)
-        cut = _Cut(
-            self._rows,
-            self._config.global_batch_sequences,
-            host_index=self._host_index,
-            host_count=self._host_count,
-        )
+        cut = _Cut(self._rows, self._config.global_batch_sequences, self._held_rows)
         prefetch = self._config.prefetch_batches
         # One thread: batches are cut by NumPy under the GIL, so that more would only take turns.
         options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
@@ -112,16 +105,24 @@ class TrainBatches:
 class _Cut:
     """Step number to this host's rows of the step's batch, as a dict (Grain knows no Batch)."""
 
-    def __init__(self, made: rows.Rows, batch_rows: int, *, host_index: int, host_count: int):
+    def __init__(self, made: rows.Rows, batch_rows: int, held_rows: np.ndarray):
         self._rows = made
         self._batch_rows = batch_rows
-        self._per_host = batch_rows // host_count
-        self._offset = host_index * self._per_host
+        self._held_rows = held_rows
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        first = int(step) * self._batch_rows + self._offset
-        batch = self._rows.batch(first, first + self._per_host)
+        batch = _read(self._rows, int(step) * self._batch_rows + self._held_rows)
         return {name: getattr(batch, name) for name in FIELDS}
+
+
+def _read(made: rows.Rows, wanted: np.ndarray) -> Batch:
+    """Return rows in ascending order, each run of neighbours read at once."""
+    borders = np.flatnonzero(np.diff(wanted) != 1) + 1
+    runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(wanted, borders)]
+    parts = [made.batch(start, stop) for start, stop in runs]
+    if len(parts) == 1:
+        return parts[0]
+    return Batch(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in FIELDS})
 
 
 def train_batches(
@@ -131,8 +132,7 @@ def train_batches(
     *,
     weights: Sequence[float] | None = None,
     start_step: int = 0,
-    host_index: int = 0,
-    host_count: int = 1,
+    held_rows: np.ndarray | None = None,
 ) -> TrainBatches:
     """Return the run's batches from a step on.
 
@@ -142,18 +142,18 @@ def train_batches(
         seed: of the run.
         weights: one per source; by default those of config.train, or 1 for each.
         start_step: number of the first batch.
-        host_index, host_count: this host gets rows host_index * n to (host_index + 1) * n of each
-            global batch, n = global_batch_sequences / host_count.
+        held_rows: which rows of each global batch this host reads, ascending; all if None.
 
     Raises:
-        ValueError: hosts do not divide the batch; sources of different tokenizers; a source
+        ValueError: rows that are not of the batch; sources of different tokenizers; a source
             without documents.
     """
     batch_rows = config.global_batch_sequences
-    if batch_rows % host_count or not 0 <= host_index < host_count:
+    held = np.arange(batch_rows) if held_rows is None else np.asarray(held_rows)
+    if not len(held) or (np.diff(held) < 1).any() or held[0] < 0 or held[-1] >= batch_rows:
         raise ValueError(
-            f"data.global_batch_sequences ({batch_rows}) must be a multiple of the number of hosts "
-            f"({host_count}), and the host's index ({host_index}) below it"
+            f"a host reads rows below data.global_batch_sequences ({batch_rows}), ascending and at "
+            f"least one, got {held.tolist()}; change the target's mesh"
         )
     weights = list(weights) if weights is not None else _weights(opened, config)
     check_same_tokenizer(opened)
@@ -172,8 +172,7 @@ def train_batches(
         config,
         fingerprint_of(opened, config, seed, weights),
         start_step=start_step,
-        host_index=host_index,
-        host_count=host_count,
+        held_rows=held,
     )
 
 
@@ -183,6 +182,7 @@ def eval_batches(
     sequence_length: int,
     batch_rows: int,
     max_rows: int | None = None,
+    held_rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yield held-out batches: always the same rows, best-fit packed, each document once.
 
@@ -191,6 +191,7 @@ def eval_batches(
         sequence_length: inputs per row.
         batch_rows: rows per batch; the last batch is filled up with rows of weight 0.
         max_rows: no more rows than this, chosen by a fixed shuffle.
+        held_rows: which rows of each batch this host reads, ascending; all if None.
     """
     order = ledger.Ledger(
         [source.name],
@@ -207,7 +208,11 @@ def eval_batches(
         stop = min(stop, _rows_in_epoch(order, stop))
         if stop <= row:
             return
-        yield _fill_up(made.batch(row, stop), batch_rows)
+        held = np.arange(batch_rows) if held_rows is None else held_rows
+        wanted = held[row + held < stop]
+        # A host whose part of the last batch is empty fills up nothing.
+        batch = _read(made, row + wanted) if len(wanted) else _no_rows(made.batch(row, row + 1))
+        yield _fill_up(batch, len(held))
         row = stop
 
 
@@ -297,6 +302,10 @@ def _fill_up(batch: Batch, batch_rows: int) -> Batch:
         return batch
     grown = {name: np.pad(getattr(batch, name), ((0, missing), (0, 0))) for name in FIELDS}
     return Batch(**grown)
+
+
+def _no_rows(batch: Batch) -> Batch:
+    return Batch(**{name: getattr(batch, name)[:0] for name in FIELDS})
 
 
 def _mark_flags_parsed() -> None:

@@ -14,6 +14,7 @@ from data_pipelines import prepare
 from data_pipelines import sources
 from mistral_jax.config.data import DataConfig
 from mistral_jax.config.data import Source
+from mistral_jax.storage import objects
 from mistral_jax.tokenizers import Tokenizer
 
 CHANGED = ".changed"  # a name that no source has
@@ -105,12 +106,12 @@ def _place(
     keeps_old: bool = False,
 ) -> Path:
     """Return the source's prepared folder, after preparing it if the path is raw."""
-    path = Path(source.path).expanduser()
+    path = objects.local_path(source.path)
     if sources.is_prepared(path):
         made_by = sources.read_manifest(path)["tokenizer"]
         if made_by["digest"] != tokenizer.digest:
             raise ValueError(
-                f"{path}: prepared by the tokenizer {made_by['name']!r}, but the model's is "
+                f"{source.path}: prepared by the tokenizer {made_by['name']!r}, but the model's is "
                 f"{tokenizer.name!r}; prepare the raw documents with the model's tokenizer"
             )
         return path
@@ -121,7 +122,7 @@ def _place(
         shutil.copytree(old, into, copy_function=_link_or_copy)
     say = on_progress or (lambda line: None)
     made = prepare.prepare(
-        source.path if "://" in source.path else path,
+        path,
         into,
         tokenizer=tokenizer,
         name=source.name,

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from data_pipelines import assemble
 from data_pipelines import clean
+from data_pipelines import gather
 from data_pipelines import map_tasks
 from data_pipelines import readers
 from data_pipelines import records
@@ -58,7 +60,7 @@ class Prepared:
 
 
 def prepare(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     output_folder: str | Path,
     *,
     tokenizer: Tokenizer,
@@ -73,7 +75,8 @@ def prepare(
     """Prepare a file, an archive or a folder of documents, or go on where an earlier call stopped.
 
     Args:
-        path: PDF, Markdown, text, source code, HTML, JSONL; alone, in folders, in zip or tar.
+        path: PDF, Markdown, text, source code, HTML, JSONL; alone, in folders, in zip or tar;
+            here, or in s3:// or gs://; or several of these.
         output_folder: gets the result; empty, new, or of an earlier call.
         tokenizer: the model's own.
         name: what the source is called; the input's name by default.
@@ -95,27 +98,42 @@ def prepare(
             f"eval_fraction: expected a share of the documents, 0 <= eval_fraction < 1, got "
             f"{eval_fraction}; 0.05 holds one in twenty out"
         )
-    root = Path(path)
     folder = Path(output_folder)
-    say = on_progress or (lambda line: None)
-    if storage.is_remote(path):
-        raise ValueError(f"{path}: expected a local path; copy the objects to a folder first")
-    files = readers.list_inputs(root, exclude=(folder, *exclude))
+    with gather.gathered(path, exclude=(folder, *exclude)) as (root, files):
+        settings = {
+            "name": name or shown_name(gather.name_of(path, root)),
+            "eval_fraction": eval_fraction,
+            "max_documents": max_documents,
+            "limits": asdict(limits or Limits()),
+            **_settings_of(tokenizer),
+            "versions": {
+                "manifest": sources.MANIFEST_VERSION,
+                "record": records.FORMAT_VERSION,
+                "clean": clean.CLEAN_VERSION,
+            },
+        }
+        told = on_progress or (lambda line: None)
+        shown = gather.shown(path)  # where an input lies is not always what the user has named
+
+        def say(line: str) -> None:
+            told(line.replace(str(root), shown))
+
+        return _prepare(root, files, folder, tokenizer, settings, task_bytes=task_bytes, say=say)
+
+
+def _prepare(
+    root: Path,
+    files: list[Path],
+    folder: Path,
+    tokenizer: Tokenizer,
+    settings: dict[str, Any],
+    *,
+    task_bytes: int,
+    say: Callable[[str], None],
+) -> Prepared:
     _check_folder(folder)
     input_bytes = sum(readers.file_size_bytes(file) or 0 for file in files)
-    limits = limits or Limits()
-    settings = {
-        "name": name or shown_name(root.resolve().name),
-        "eval_fraction": eval_fraction,
-        "max_documents": max_documents,
-        "limits": asdict(limits),
-        **_settings_of(tokenizer),
-        "versions": {
-            "manifest": sources.MANIFEST_VERSION,
-            "record": records.FORMAT_VERSION,
-            "clean": clean.CLEAN_VERSION,
-        },
-    }
+    limits = Limits(**settings["limits"])
     inputs = [_input_entry(file, root) for file in files]
     fingerprint = _digest(json.dumps({"settings": settings, "inputs": inputs}, sort_keys=True))
     finished = _finished(folder, fingerprint)
@@ -129,7 +147,9 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder):
-            stage = map_tasks.MapStage(root, folder, tokenizer, limits, max_documents, say)
+            stage = map_tasks.MapStage(
+                root, folder, tokenizer, limits, settings["max_documents"], say
+            )
             parts, resumed = stage.run(files, inputs, fingerprint, task_bytes)
             staging = stage.work / "splits"
             manifest = assemble.assemble(

@@ -42,7 +42,7 @@ class Tokenized:
 
 def tokenize_document(document: Document, tokenizer: tokenizers.Tokenizer) -> Tokenized | Reject:
     """Return a document cleaned and tokenized, or why it is of no use."""
-    document = _clean(document)
+    document = cleaned(document)
     if not _says_something(document):
         return Reject(document.id, "empty", "nothing is left when control characters are removed")
     try:
@@ -60,7 +60,7 @@ def tokenize_document(document: Document, tokenizer: tokenizers.Tokenizer) -> To
     return Tokenized(tokens, mask, _content_digest(document))
 
 
-def _clean(document: Document) -> Document:
+def cleaned(document: Document) -> Document:
     """Return a document cleaned; of calls and tools nothing is changed, they are no prose."""
     if isinstance(document, jsonl.Infill):
         texts = (document.prompt, document.completion, document.suffix)

@@ -5,9 +5,11 @@ damages objects on demand.
 """
 
 import contextlib
+import email.utils
 import hashlib
 import re
 import threading
+import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ class Stored(NamedTuple):
     etag: str
     metadata: dict[str, str]
     parts: tuple[int, ...]
+    modified_s: float = 0.0
 
 
 class Store:
@@ -34,6 +37,9 @@ class Store:
         cuts: how many answers with bytes of an object break off in the middle.
         broken_uploads: how many objects arrive before every write is refused; None for no limit.
         is_closed: everything is refused with 403.
+        is_down: everything is answered with 503.
+        is_expired: everything is refused as by a token that has expired.
+        damaged_uploads: how many objects arrive with one bit flipped.
         requests: what was asked for: method and "bucket/key".
     """
 
@@ -42,13 +48,18 @@ class Store:
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.cuts = 0
         self.broken_uploads: int | None = None
-        self.is_closed = False
+        self.is_closed = self.is_down = self.is_expired = False
+        self.damaged_uploads = 0
         self.requests: list[str] = []
         self.endpoint = ""
 
     def put(self, name: str, raw: bytes, metadata: dict[str, str] | None = None) -> None:
         """Store an object as one part."""
-        self.objects[name] = Stored(raw, hashlib.md5(raw).hexdigest(), metadata or {}, ())
+        if self.damaged_uploads and raw:
+            self.damaged_uploads -= 1
+            raw = bytes([raw[0] ^ 1]) + raw[1:]
+        etag = hashlib.md5(raw).hexdigest()
+        self.objects[name] = Stored(raw, etag, metadata or {}, (), time.time())
 
     def gets(self, name: str = "") -> list[str]:
         """Return the names of the objects whose bytes went out."""
@@ -89,10 +100,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_DELETE(self) -> None:
+        name, _, _ = self.prepare()
+        if self.is_refused(name):
+            return None
+        self.store.objects.pop(name, None)
+        return self.send(204, b"")
+
     def do_GET(self) -> None:
         name, query, _ = self.prepare()
-        if self.store.is_closed:
-            return self.fail(403, "AccessDenied")
+        if self.is_closed():
+            return None
         if "list-type" in query:
             return self.list_objects(name.rstrip("/"), query.get("prefix", ""))
         found = self.store.objects.get(name)
@@ -100,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.fail(404, "NoSuchKey")
         if self.headers.get("If-Match", found.etag).strip('"') != found.etag:
             return self.fail(412, "PreconditionFailed")
-        headers = {"ETag": f'"{found.etag}"', **found.metadata}
+        modified = email.utils.formatdate(found.modified_s, usegmt=True)
+        headers = {"ETag": f'"{found.etag}"', "Last-Modified": modified, **found.metadata}
         raw, status = found.raw, 200
         if query.get("partNumber") == "1" and found.parts:
             raw, status = raw[: found.parts[0]], 206
@@ -113,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         name, query, body = self.prepare()
         if "partNumber" in query:
+            if self.is_closed():
+                return None
             self.store.uploads[query["uploadId"]][int(query["partNumber"])] = body
             return self.send(200, b"", {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
         if self.is_refused(name):
@@ -136,16 +157,31 @@ class _Handler(BaseHTTPRequestHandler):
         joined = b"".join(hashlib.md5(piece).digest() for piece in pieces)
         etag = f"{hashlib.md5(joined).hexdigest()}-{len(pieces)}"
         sizes = tuple(map(len, pieces))
-        self.store.objects[name] = Stored(b"".join(pieces), etag, metadata, sizes)
+        self.store.objects[name] = Stored(b"".join(pieces), etag, metadata, sizes, time.time())
         return self.send_xml("CompleteMultipartUploadResult", f'<ETag>"{etag}"</ETag>')
 
     def is_refused(self, name: str) -> bool:
+        if self.is_closed():
+            return True
         left = self.store.broken_uploads
-        if self.store.is_closed or left == 0:
+        if left == 0:
             self.fail(403, "AccessDenied")
             return True
         if left is not None:
             self.store.broken_uploads = left - 1
+        return False
+
+    def is_closed(self) -> bool:
+        """Answer with the fault that is set for everything, if there is one."""
+        faults = (
+            (self.store.is_down, 503, "SlowDown"),
+            (self.store.is_expired, 400, "ExpiredToken"),
+            (self.store.is_closed, 403, "AccessDenied"),
+        )
+        for is_set, status, code in faults:
+            if is_set:
+                self.fail(status, code)
+                return True
         return False
 
     def metadata(self) -> dict[str, str]:

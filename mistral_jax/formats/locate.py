@@ -12,15 +12,19 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
+from mistral_jax import storage
 from mistral_jax.formats import checkpoint_files
 from mistral_jax.formats import header_files
 from mistral_jax.formats import hub
 from mistral_jax.storage import cache
+from mistral_jax.storage import objects
+from mistral_jax.storage import remote_folder
 from mistral_jax.storage import staging
 from mistral_jax.storage import upload
 
 PACKAGE_SCHEME = "package"
 BUCKET_SCHEMES = ("s3", "gs")
+DATA_SUFFIXES = (".jsonl", ".ndjson")
 # Two letters or more: a single one would be a drive on Windows.
 URI = re.compile(r"([a-z][a-z0-9+.-]+):(//)?(.*)", re.DOTALL)
 PLACES = "a local path, package:NAME, hf://ORG/NAME, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
@@ -130,6 +134,7 @@ def short_name(uri: str | Path) -> str:
 def forget() -> None:
     """Ask again where each URI lies."""
     _resolved.clear()
+    objects.forget()
 
 
 def _once(what: str, uri: str, fetch: Callable[[], Path]) -> Path:
@@ -171,12 +176,28 @@ def _in_bucket(uri: str) -> tuple[staging.Prefix, checkpoint_files.CheckpointFil
 
 
 def _stage(uri: str) -> Path:
+    other = _stage_other(uri)
+    if other is not None:
+        return other
     prefix, chosen, file = _in_bucket(uri)
     folder = prefix.stage(chosen.all)
     return folder / file if file else folder
 
 
+def _stage_other(uri: str) -> Path | None:
+    """Fetch what is no checkpoint: a run (its best step), documents, prepared data."""
+    if uri.endswith(DATA_SUFFIXES):
+        return objects.local_path(uri)
+    if remote_folder.is_run(uri):
+        return remote_folder.stage_to_read(uri)
+    has_manifest = storage.exists(f"{uri.rstrip('/')}/{remote_folder.MANIFEST}")
+    return objects.local_path(uri) if has_manifest else None
+
+
 def _stage_headers(uri: str, *, has_text: bool) -> Path:
+    other = _stage_other(uri)
+    if other is not None:
+        return other
     prefix, chosen, file = _in_bucket(uri)
     small = [*chosen.headers, *(chosen.text if has_text else ())]
 

@@ -121,6 +121,11 @@ def list_files(uri: str | Path) -> list[str]:
     return list(storage_for(uri).list_files(str(uri)))
 
 
+def delete(uri: str | Path) -> None:
+    """Remove a file; one that is not there is no error."""
+    storage_for(uri).delete(str(uri))
+
+
 def digest(uri: str | Path) -> str:
     """Return the sha256 of a file, in hex."""
     sha256 = hashlib.sha256()

@@ -32,11 +32,16 @@ class FileFacts:
         version: changes when the content does (an ETag, a generation, a time of change).
         digest: what the content can be checked against: `sha256:HEX`, `md5:HEX`, `crc32c:HEX`,
             `etag:PART_BYTES:HEX-COUNT` (S3's MD5 of the parts' MD5s); empty where nothing is told.
+            Our own sha256 where it was sent along, else what the store computed.
+        computed: what the store itself computed of the content, in the same spelling.
+        modified_s: when it was written, in seconds by the store's clock.
     """
 
     size_bytes: int
     version: str
     digest: str = ""
+    computed: str = ""
+    modified_s: float = 0.0
 
 
 @runtime_checkable
@@ -69,6 +74,10 @@ class Storage(Protocol):
 
     def list_files(self, uri: str) -> Iterator[str]:
         """Yield all files under a folder, sorted, as paths or URIs."""
+        ...
+
+    def delete(self, uri: str) -> None:
+        """Remove a file; one that is not there is no error."""
         ...
 
 

@@ -5,6 +5,7 @@ gcsfs is imported when the first gs:// URI is used, and credentials come from it
 
 import base64
 import contextlib
+import datetime
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,12 +67,25 @@ class GsStorage:
         if found is None:
             return None
         version = str(found.get("generation") or found.get("etag"))
-        return base.FileFacts(int(found["size"]), version, _digest(found))
+        computed = _computed(found)
+        sha256 = (found.get("metadata") or {}).get(base.SHA256_KEY)
+        return base.FileFacts(
+            int(found["size"]),
+            version,
+            f"sha256:{sha256}" if sha256 else computed,
+            computed,
+            _seconds(found.get("updated") or found.get("timeCreated")),
+        )
 
     def list_files(self, uri: str) -> Iterator[str]:
         """Yield the URIs of all objects under a prefix, sorted."""
         with _explained(uri):
             yield from sorted(f"gs://{name}" for name in self._files.find(uri))
+
+    def delete(self, uri: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        with _explained(uri), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(uri)
 
     def _info(self, uri: str) -> dict[str, Any] | None:
         with _explained(uri):
@@ -82,14 +96,16 @@ class GsStorage:
         return found if found.get("type") == "file" else None
 
 
-def _digest(found: dict[str, Any]) -> str:
-    if sha256 := (found.get("metadata") or {}).get(base.SHA256_KEY):
-        return f"sha256:{sha256}"
+def _computed(found: dict[str, Any]) -> str:
     # An object that was composed of others has no MD5.
     for key, name in (("md5Hash", "md5"), ("crc32c", "crc32c")):
         if found.get(key):
             return f"{name}:{base64.b64decode(found[key]).hex()}"
     return ""
+
+
+def _seconds(stamp: str | None) -> float:
+    return datetime.datetime.fromisoformat(stamp).timestamp() if stamp else 0.0
 
 
 @contextlib.contextmanager

@@ -73,12 +73,16 @@ class LocalStorage:
         if not path.is_file():
             return None
         stat = path.stat()
-        return base.FileFacts(stat.st_size, _version(stat))
+        return base.FileFacts(stat.st_size, _version(stat), modified_s=stat.st_mtime)
 
     def list_files(self, uri: str) -> Iterator[str]:
         """Yield all files under a folder, sorted by path."""
         root = Path(_local(uri))
         yield from sorted(str(path) for path in root.rglob("*") if path.is_file())
+
+    def delete(self, uri: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        Path(_local(uri)).unlink(missing_ok=True)
 
 
 def sync_folder(folder: str | Path) -> None:

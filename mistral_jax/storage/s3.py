@@ -5,8 +5,11 @@ ETags: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
 """
 
 import contextlib
+import os
 import re
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +19,26 @@ from mistral_jax.storage import base
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 MAX_ATTEMPTS, MAX_CONNECTIONS = 5, 16
+CLIENT_KEPT_S = 20.0
 # A part of an upload; at most 10,000 of them make an object.
 PART_BYTES = 64 << 20
 PLAIN_ETAG = re.compile(r"[0-9a-f]{32}")
 PARTS_ETAG = re.compile(r"[0-9a-f]{32}-[0-9]+")
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+NOT_KNOWN = (
+    "AccessDenied", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch",
+)  # fmt: skip
+
+
+_clients: dict[tuple[Any, ...], Any] = {}
+_making = threading.Lock()
 
 
 class S3Storage:
     """Objects in S3."""
 
     def __init__(self) -> None:
-        """Make a client."""
+        """Make a client, or take the one that was made a moment ago."""
         try:
             import boto3.session
             from botocore.config import Config
@@ -44,9 +56,16 @@ class S3Storage:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        with _explained("s3://"):
-            # A session of its own: the shared one keeps the credentials that it found first.
-            self._client = boto3.session.Session().client("s3", config=config)
+        # Making one takes a tenth of a second. It is not kept for long, nor under other settings:
+        # new credentials, in files or variables, must be found.
+        settings = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
+        key = (os.getpid(), MAX_ATTEMPTS, time.monotonic() // CLIENT_KEPT_S, settings)
+        with _explained("s3://"), _making:
+            if key not in _clients:
+                _clients.clear()
+                # A session of its own: the shared one keeps the credentials that it found first.
+                _clients[key] = boto3.session.Session().client("s3", config=config)
+            self._client = _clients[key]
 
     def open_read(self, uri: str) -> BinaryIO:
         """Download an object into a temporary file, which goes when it is closed."""
@@ -101,7 +120,15 @@ class S3Storage:
         head = self._head(uri)
         if head is None:
             return None
-        return base.FileFacts(head["ContentLength"], head["ETag"], self._digest(uri, head))
+        computed = self._computed(uri, head)
+        sha256 = head.get("Metadata", {}).get(base.SHA256_KEY)
+        return base.FileFacts(
+            head["ContentLength"],
+            head["ETag"],
+            f"sha256:{sha256}" if sha256 else computed,
+            computed,
+            head["LastModified"].timestamp(),
+        )
 
     def list_files(self, uri: str) -> Iterator[str]:
         """Yield the URIs of all objects under a prefix, sorted."""
@@ -113,6 +140,12 @@ class S3Storage:
                 for found in page.get("Contents", []):
                     if not found["Key"].endswith("/"):
                         yield f"s3://{bucket}/{found['Key']}"
+
+    def delete(self, uri: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        bucket, key = base.split_bucket(uri)
+        with _explained(uri):
+            self._client.delete_object(Bucket=bucket, Key=key)
 
     def _head(self, uri: str, **options: Any) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
@@ -126,9 +159,7 @@ class S3Storage:
                     return None
                 raise
 
-    def _digest(self, uri: str, head: dict[str, Any]) -> str:
-        if sha256 := head.get("Metadata", {}).get(base.SHA256_KEY):
-            return f"sha256:{sha256}"
+    def _computed(self, uri: str, head: dict[str, Any]) -> str:
         etag = head["ETag"].strip('"')
         # With these kinds of encryption an ETag is not a digest of the content.
         if (
@@ -196,7 +227,14 @@ def _refusal(uri: str, code: str, status: int, *, is_conditional: bool) -> Excep
         return base.StorageError(f"{uri}: there is no such bucket; correct the name or make it")
     if status == 404:
         return base.StorageError(f"{uri}: no such file")
-    if status in (401, 403) or code in ("AccessDenied", "InvalidAccessKeyId"):
+    # The answer to a HEAD has no body: of an expired token it tells the number 400 alone.
+    if code in EXPIRED or code == "400":
+        return base.StorageError(
+            f"{uri}: the credentials have expired ({code}); get new ones (`aws sso login`, or new "
+            "values of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN) and run "
+            "the same command again, it goes on where it was"
+        )
+    if status in (401, 403) or code in NOT_KNOWN:
         return base.StorageError(
             f"{uri}: the store refuses access ({code or status}); use credentials that may read "
             "and write there (AWS_PROFILE, or `aws configure`)"

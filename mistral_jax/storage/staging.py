@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
 
 from mistral_jax import storage
 from mistral_jax.storage import cache
+from mistral_jax.storage import digests
 from mistral_jax.storage import local
 from mistral_jax.storage import upload
 from mistral_jax.storage.base import FileFacts
@@ -27,8 +29,9 @@ from mistral_jax.storage.base import Storage
 PIECE_BYTES = 16 << 20
 NUM_THREADS = 8
 MAX_TRIES, FIRST_WAIT_S = 5, 0.2
-READ_BYTES = 1 << 20
 PARTS = ".parts"
+MAX_NAME_BYTES = 255
+OPEN_FILES = 128
 
 
 class StagingError(ValueError):
@@ -36,25 +39,33 @@ class StagingError(ValueError):
 
 
 class Prefix:
-    """The files directly under a prefix of a bucket.
+    """The files under a prefix of a bucket.
 
     Attributes:
         uri: the prefix.
-        names: its files, without those of deeper folders.
+        names: its files, relative to it.
     """
 
-    def __init__(self, uri: str) -> None:
-        """List the files.
+    def __init__(self, uri: str, *, is_deep: bool = False, only: str | None = None) -> None:
+        """List the files, those of deeper folders too if `is_deep`, or look for one alone.
 
         Raises:
-            StorageError: nothing is there, or an upload to it has not ended.
+            StorageError: nothing is there, an upload to it has not ended, or a name in it cannot
+                be that of a local file.
         """
         self.uri = uri.rstrip("/")
         self._kind = storage.storage_for(uri)
-        below = [name.removeprefix(f"{self.uri}/") for name in self._kind.list_files(self.uri)]
-        self.names = [name for name in below if "/" not in name]
+        if only is None:
+            found = self._kind.list_files(self.uri)
+            below = [name.removeprefix(f"{self.uri}/") for name in found]
+        else:
+            below = [n for n in (only, upload.LIST_NAME) if storage.exists(f"{self.uri}/{n}")]
+        self.names = [name for name in below if is_deep or "/" not in name]
+        self._is_whole = only is None
         if not below:
             raise storage.StorageError(f"{uri}: there are no files under this prefix")
+        for name in self.names:
+            _check_name(name, self.uri)
         self._sha256 = self._listed_digests()
         self._facts: dict[str, FileFacts] = {}
 
@@ -65,9 +76,11 @@ class Prefix:
         listed = upload.read_list(where)
         if not listed.is_complete:
             raise storage.StorageError(
-                f"{self.uri}: the export to it was interrupted; run that export again"
+                f"{self.uri}: the upload to it was interrupted, it is incomplete; run again what "
+                "uploads it (an export, prepare), which then sends what is missing"
             )
-        if missing := sorted(set(listed.sha256) - set(self.names)):
+        missing = sorted(set(listed.sha256) - set(self.names)) if self._is_whole else ()
+        if missing:
             raise storage.StorageError(f"{where} tells of {missing[0]!r}, which is not there")
         return listed.sha256
 
@@ -90,6 +103,13 @@ class Prefix:
         """Return a small file whole."""
         return self.read(name, 0, self.facts(name).size_bytes)
 
+    @property
+    def content(self) -> list[str]:
+        """The names that belong to it: those of its list, or all but hidden ones."""
+        if upload.LIST_NAME in self.names:
+            return sorted(self._sha256)
+        return [name for name in self.names if not any(p.startswith(".") for p in name.split("/"))]
+
     def identity(self, names: list[str]) -> str:
         """Return what changes when one of the files does."""
         facts = [(name, self.facts(name)) for name in sorted(names)]
@@ -102,6 +122,7 @@ class Prefix:
             StagingError: a file's content is not what its digest says.
             StorageUnreachable: the store does not answer; what has arrived is kept.
         """
+        _run([lambda n=name: self.facts(n) for name in names if name not in self._facts])
         total = sum(self.facts(name).size_bytes for name in names)
         return cache.entry(
             uri=self.uri,
@@ -114,10 +135,20 @@ class Prefix:
         start = time.monotonic()
         print(f"fetching {self.uri}: {len(names)} files, {_mib(total)}", file=sys.stderr)
         (folder / PARTS).mkdir(exist_ok=True)
+        wanted = [name for name in names if not (folder / name).is_file()]
+        fetched = sum(
+            self._fetch_some(wanted[first : first + OPEN_FILES], folder)
+            for first in range(0, len(wanted), OPEN_FILES)
+        )
+        (folder / PARTS).rmdir()
+        local.sync_folder(folder)
+        seconds = time.monotonic() - start
+        print(f"fetched {_mib(fetched)} in {seconds:.1f} s to {folder}", file=sys.stderr)
+
+    def _fetch_some(self, names: list[str], folder: Path) -> int:
+        """Fetch files, all of them open at once; return the bytes that came."""
         files = [
-            _PartialFile(f"{self.uri}/{name}", folder / name, self.facts(name))
-            for name in names
-            if not (folder / name).is_file()
+            _PartialFile(f"{self.uri}/{name}", folder, name, self.facts(name)) for name in names
         ]
         jobs = [(file, piece) for file in files for piece in file.missing()]
         try:
@@ -126,11 +157,7 @@ class Prefix:
         finally:
             for file in files:
                 file.close()
-        (folder / PARTS).rmdir()
-        local.sync_folder(folder)
-        seconds = time.monotonic() - start
-        fetched = sum(piece.size for _, piece in jobs)
-        print(f"fetched {_mib(fetched)} in {seconds:.1f} s to {folder}", file=sys.stderr)
+        return sum(piece.size for _, piece in jobs)
 
 
 class _Piece:
@@ -145,13 +172,15 @@ class _Piece:
 class _PartialFile:
     """A file on its way: its bytes so far, and a list of the pieces that are among them."""
 
-    def __init__(self, uri: str, target: Path, facts: FileFacts) -> None:
-        self.uri, self.target, self.facts = uri, target, facts
-        parts = target.parent / PARTS
+    def __init__(self, uri: str, folder: Path, name: str, facts: FileFacts) -> None:
+        self.uri, self.target, self.facts = uri, folder / name, facts
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        parts = folder / PARTS
         # Another version of the file starts anew.
-        mark = hashlib.sha256(f"{facts.version} {facts.size_bytes}".encode()).hexdigest()[:12]
-        self._part = parts / f"{target.name}.{mark}.part"
-        self._list = parts / f"{target.name}.{mark}.pieces"
+        text = f"{name} {facts.version} {facts.size_bytes}"
+        mark = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self._part = parts / f"{self.target.name[:80]}.{mark}.part"
+        self._list = parts / f"{self.target.name[:80]}.{mark}.pieces"
         self._lock = threading.Lock()
         self._handle = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666)
         os.ftruncate(self._handle, facts.size_bytes)
@@ -182,7 +211,7 @@ class _PartialFile:
     def finish(self) -> None:
         """Check the whole file, and give it its name."""
         os.fsync(self._handle)
-        complaint = check_digest(self._part, self.facts.digest)
+        complaint = digests.check_digest(self._part, self.facts.digest)
         if complaint is not None:
             self._part.unlink()
             self._list.unlink(missing_ok=True)
@@ -197,54 +226,14 @@ class _PartialFile:
         os.close(self._handle)
 
 
-def check_digest(path: Path, digest: str) -> str | None:
-    """Return what is wrong with a file's content, or None.
-
-    Args:
-        path: a local file.
-        digest: as FileFacts tells it; an empty one says nothing, so nothing is wrong.
-    """
-    kind, _, expected = digest.partition(":")
-    if not kind:
-        return None
-    if kind == "etag":
-        part, _, expected = expected.partition(":")
-        found = _etag_of_parts(path, int(part))
-        if found.partition("-")[2] != expected.partition("-")[2]:
-            return None  # parts of different sizes: this digest cannot be formed again
-    elif kind == "crc32c":
-        found = _crc32c(path)
-    else:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
-    if found is None or found == expected:
-        return None
-    return f"the content's {kind} is {found}, but should be {expected}"
-
-
-def _etag_of_parts(path: Path, part_bytes: int) -> str:
-    digests = []
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        for start in range(0, max(size, 1), max(part_bytes, 1)):
-            md5, left = hashlib.md5(usedforsecurity=False), min(part_bytes, size - start)
-            while left and (chunk := file.read(min(READ_BYTES, left))):
-                md5.update(chunk)
-                left -= len(chunk)
-            digests.append(md5.digest())
-    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
-
-
-def _crc32c(path: Path) -> str | None:
-    try:
-        import google_crc32c  # comes with gcsfs
-    except ImportError:
-        return None
-    checksum = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            checksum.update(chunk)
-    return checksum.digest().hex()
+def _check_name(name: str, uri: str) -> None:
+    parts = name.split("/")
+    is_bad = "\0" in name or any(part in ("", ".", "..", PARTS, cache.DONE) for part in parts)
+    if is_bad or len(os.fsencode(max(parts, key=len))) > MAX_NAME_BYTES:
+        raise storage.StorageError(
+            f"{uri}: holds an object named {name[:200]!r}, which cannot be a file here; rename it "
+            "or move it away"
+        )
 
 
 def _read(kind: Storage, uri: str, facts: FileFacts, start: int, size: int) -> bytes:
@@ -264,7 +253,7 @@ def _read(kind: Storage, uri: str, facts: FileFacts, start: int, size: int) -> b
     raise AssertionError("not reached")
 
 
-def _run(jobs: list[Callable[[], None]]) -> None:
+def _run(jobs: Sequence[Callable[[], object]]) -> None:
     """Run jobs on a few threads; the first error ends the others before they start."""
     pool = futures.ThreadPoolExecutor(NUM_THREADS)
     try:

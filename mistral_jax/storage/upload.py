@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from mistral_jax import storage
 from mistral_jax.storage import cache
+from mistral_jax.storage import digests
 from mistral_jax.storage.base import Storage
 
 LIST_NAME = "mistral_jax_files.json"
@@ -67,11 +69,24 @@ def check_free(uri: str) -> None:
     """
     if storage.exists(uri):
         raise UploadError(f"{uri}: exists already; choose another name")
-    names = storage.list_files(uri)
+    names = [n for n in storage.list_files(uri) if not n.rpartition("/")[2].startswith(".")]
     where = f"{uri.rstrip('/')}/{LIST_NAME}"
     is_ours = where in names and not read_list(where).is_complete
     if names and not is_ours:
         raise UploadError(f"{uri}: holds files already ({names[0]} is one); choose another prefix")
+
+
+def check_writable(uri: str) -> None:
+    """Write a small object and remove it, so that missing rights show before the work is done.
+
+    Raises:
+        StorageError: the store does not let us write there.
+    """
+    probe = f"{uri.rstrip('/')}/.write-probe"
+    storage.write_bytes(probe, b"probe\n")
+    # Who may write and not delete leaves it there; hidden objects count nowhere.
+    with contextlib.suppress(storage.StorageError):
+        storage.delete(probe)
 
 
 @contextlib.contextmanager
@@ -102,37 +117,116 @@ def outbox(uri: str) -> Iterator[Path]:
 
 def send(path: Path, uri: str) -> None:
     """Send a file, or the files of a folder and then their list."""
-    kind = storage.storage_for(uri)
     if path.is_file():
-        _send_file(kind, path, uri, storage.digest(path))
-        return
-    base = uri.rstrip("/")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = {
-        file.relative_to(path).as_posix(): {
-            "size_bytes": file.stat().st_size,
-            "sha256": storage.digest(file),
-        }
-        for file in files
+        send_file(path, uri)
+    else:
+        _send_listed(path, uri.rstrip("/"), _listed(path), say=_to_stderr)
+
+
+def publish(folder: Path, uri: str, *, say: Callable[[str], None] | None = None) -> None:
+    """Send a folder's files, hidden ones left out, so that the prefix holds these and no others.
+
+    A prefix that holds the same already is left as it is; one that an earlier call began goes on.
+
+    Raises:
+        UploadError: the prefix holds something else, or a file did not arrive as it was sent.
+    """
+    listed, base = _listed(folder), uri.rstrip("/")
+    where = f"{base}/{LIST_NAME}"
+    if storage.exists(where):
+        there = read_list(where)
+        wanted = {name: fields["sha256"] for name, fields in listed.items()}
+        if there.is_complete and dict(there.sha256) == wanted:
+            return
+        if there.is_complete:
+            raise UploadError(f"{uri}: holds other files already; choose another prefix")
+    else:
+        check_free(uri)
+    _send_listed(folder, base, listed, say=say or _to_stderr)
+
+
+def replace(folder: Path, uri: str, *, before_list: Callable[[], None]) -> None:
+    """Send a folder's files in the place of what an interrupted call left there.
+
+    Args:
+        folder: what is sent.
+        uri: where to.
+        before_list: called when all has arrived, before the list says so.
+    """
+    kind, base, listed = storage.storage_for(uri), uri.rstrip("/"), _listed(folder)
+    known = {f"{base}/{name}" for name in (*listed, LIST_NAME)}
+    for stray in [name for name in kind.list_files(base) if name not in known]:
+        kind.delete(stray)
+    _send_listed(folder, base, listed, say=lambda line: None, before_list=before_list)
+
+
+def remove(uri: str) -> None:
+    """Remove a folder that `send` made, its list first, so that it never counts as whole."""
+    kind, base = storage.storage_for(uri), uri.rstrip("/")
+    kind.delete(f"{base}/{LIST_NAME}")
+    for name in list(kind.list_files(base)):
+        kind.delete(name)
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 of each file that is not hidden."""
+    files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
+    return {
+        name.as_posix(): {"size_bytes": file.stat().st_size, "sha256": storage.digest(file)}
+        for name, file in sorted(files.items())
+        if not any(part.startswith(".") for part in name.parts)
     }
+
+
+def _send_listed(
+    folder: Path,
+    base: str,
+    listed: Mapping[str, Any],
+    *,
+    say: Callable[[str], None],
+    before_list: Callable[[], None] | None = None,
+) -> None:
+    kind = storage.storage_for(base)
     _write_list(base, listed, is_complete=False)
     for name, fields in listed.items():
-        _send_file(kind, path / name, f"{base}/{name}", fields["sha256"])
+        send_file(folder / name, f"{base}/{name}", fields["sha256"], kind=kind, say=say)
+    if before_list is not None:
+        before_list()
     _write_list(base, listed, is_complete=True)
 
 
-def _send_file(kind: Storage, path: Path, uri: str, sha256: str) -> None:
+def send_file(
+    path: Path,
+    uri: str,
+    sha256: str | None = None,
+    *,
+    kind: Storage | None = None,
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """Send one file, unless it is there; what the store computed of it is compared with ours.
+
+    Raises:
+        UploadError: something else arrived.
+    """
+    kind, sha256 = kind or storage.storage_for(uri), sha256 or storage.digest(path)
     size = path.stat().st_size
     there = kind.facts(uri)
-    expected = f"sha256:{sha256}"
-    if there is not None and there.size_bytes == size and there.digest == expected:
+    if there is not None and there.size_bytes == size and there.digest == f"sha256:{sha256}":
         return
-    print(f"sending {uri}: {size / (1 << 20):,.1f} MiB", file=sys.stderr)
+    (say or _to_stderr)(f"sending {uri}: {size / (1 << 20):,.1f} MiB")
     kind.upload(path, uri, sha256)
     there = kind.facts(uri)
     if there is None or there.size_bytes != size:
         found = "nothing" if there is None else f"{there.size_bytes} bytes"
         raise UploadError(f"{uri}: sent {size} bytes, {found} arrived; run the same command again")
+    complaint = digests.check_digest(path, there.computed)
+    if complaint is not None:
+        kind.delete(uri)  # else its sha256, which came along, would vouch for it
+        raise UploadError(f"{uri}: arrived damaged ({complaint}); run the same command again")
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _write_list(base: str, files: Mapping[str, Any], *, is_complete: bool) -> None:

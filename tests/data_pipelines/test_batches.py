@@ -134,10 +134,8 @@ def test_a_resumed_iterator_goes_on_exactly(opened):
 @pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_hosts_together_have_the_same_global_batch(opened, hosts):
     whole = take(batches.train_batches(opened, config(), seed=4), 4)
-    parts = [
-        take(batches.train_batches(opened, config(), 4, host_index=host, host_count=hosts), 4)
-        for host in range(hosts)
-    ]
+    held = np.split(np.arange(8), hosts)
+    parts = [take(batches.train_batches(opened, config(), 4, held_rows=own), 4) for own in held]
     for step, wanted in enumerate(whole):
         joined = {
             name: np.concatenate([getattr(part[step], name) for part in parts])
@@ -204,10 +202,38 @@ def test_sources_of_two_tokenizers_are_refused(opened, tmp_path):
         batches.train_batches([opened[0], sources.ArrayRecordSource(folder)], config(train="a"), 0)
 
 
-@pytest.mark.parametrize(("index", "count"), [(0, 3), (2, 2)])
-def test_hosts_that_do_not_fit_are_refused(opened, index, count):
+def test_a_host_may_hold_rows_that_are_not_neighbours(opened):
+    held = np.array([0, 1, 5, 6, 7])
+    whole = take(batches.train_batches(opened, config(), seed=4), 3)
+    parts = take(batches.train_batches(opened, config(), seed=4, held_rows=held), 3)
+    for wanted, got in zip(whole, parts):
+        assert equal(Batch(**{name: getattr(wanted, name)[held] for name in batches.FIELDS}), got)
+
+
+@pytest.mark.parametrize("held", [[], [0, 8], [-1, 0], [1, 0], [2, 2]])
+def test_rows_that_are_not_of_the_batch_are_refused(opened, held):
     with pytest.raises(ValueError, match="global_batch_sequences"):
-        batches.train_batches(opened, config(), 0, host_index=index, host_count=count)
+        batches.train_batches(opened, config(), 0, held_rows=np.array(held, int))
+
+
+def test_hosts_together_have_the_held_out_rows_in_the_last_batch_too(opened):
+    source = sources.ArrayRecordSource(opened[0].folder, "eval")
+
+    def read(held):
+        found = batches.eval_batches(
+            source, sequence_length=T, batch_rows=4, max_rows=5, held_rows=held
+        )
+        return list(found)
+
+    whole, parts = read(None), [read(np.array([0, 1])), read(np.array([2, 3]))]
+    assert len(whole) == 2
+    for number, wanted in enumerate(whole):
+        joined = {
+            name: np.concatenate([getattr(part[number], name) for part in parts])
+            for name in batches.FIELDS
+        }
+        assert equal(wanted, Batch(**joined))
+    assert not parts[1][1].loss_weights.any()
 
 
 def test_held_out_rows_are_fixed_and_cover_the_split_once(opened):

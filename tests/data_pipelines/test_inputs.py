@@ -127,7 +127,7 @@ def test_another_tokenizer_is_refused(tmp_path):
         ((Source(name="../a", path="x"),), "becomes a folder's name"),
         ((), "got none"),
         ("nowhere/at/all", "expected a file or a folder"),
-        ("s3://bucket/x", "copy the objects"),
+        ("ftp://host/x", "got ftp://"),
     ],
 )
 def test_bad_sources_are_refused(tmp_path, train, message):
