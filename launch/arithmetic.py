@@ -13,6 +13,7 @@ from mistral_jax.config.model import DecoderConfig
 
 ALL_EXPERTS = "all"  # nn/experts.py: the oracle, which runs every expert on every token
 # jax.checkpoint recomputes what the backward pass reads: not the output of a dense down_proj.
+RECOMPUTING = ("full", "offload")
 NOT_RECOMPUTED = ("dense_ffn/down_proj", "shared/down_proj")
 
 
@@ -89,7 +90,7 @@ def attention_flops(decoder: DecoderConfig, num_tokens: int) -> float:
 def is_recomputed(tensor: tensors_lib.Tensor, remat: str) -> bool:
     """Tell whether the backward pass runs this matmul's forward pass again."""
     name = f"{tensor.part}/{tensor.module}"
-    return remat == "full" and tensor.is_stacked and name not in NOT_RECOMPUTED
+    return remat in RECOMPUTING and tensor.is_stacked and name not in NOT_RECOMPUTED
 
 
 def flops_per_token(
@@ -101,10 +102,10 @@ def flops_per_token(
         decoder: the shape.
         adapter: which parameters train.
         num_tokens: the row's length.
-        remat: none, dots or full.
+        remat: none, dots, full or offload.
         experts: the implementation of a mixture's experts; `all` runs the idle ones too.
     """
-    per_weight = 4 if adapter.kind == "lora" else 6
+    per_weight = 4 if adapter.kind != "none" else 6
     model = recompute = 0.0
     for tensor in tensors_lib.tensors(decoder, adapter):
         if not tensor.is_matmul:

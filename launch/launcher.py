@@ -67,7 +67,7 @@ class Ec2(Ssh):
     region: str | None = None
     image: str | None = None
     image_parameter: str = (
-        "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
+        "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
     )
     key_name: str | None = None
     security_group: str | None = None

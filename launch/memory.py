@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 from launch import arithmetic
+from launch import stored
 from launch import tensors as tensors_lib
 from mistral_jax.config import expert_shards
 from mistral_jax.config.model import Adapter
@@ -21,6 +22,10 @@ SCALAR_BYTES = 64  # step, key, the optimizer's counters
 LOSS_CHUNK_TOKENS = 1024  # mistral_jax/nn/loss.py, DEFAULT_CHUNK_TOKENS
 BANDED_MIN_BLOCK = 64  # mistral_jax/nn/kernels/banded.py
 BANDED_MAX_BLOCKS = 32
+# On a GPU a dense feed-forward takes this much of a longer row at a time, where layers run again.
+MLP_CHUNK_TOKENS = 4096
+# Layers' inputs on their way to and from the host: the one in use and the next.
+OFFLOAD_BUFFERS = 2
 SCORE_IMPLEMENTATIONS = ("reference", "banded")  # these hold scores for the backward pass
 BLOCK_ROWS = 256  # an expert's run of rows is padded to whole blocks
 
@@ -35,12 +40,15 @@ class Layout:
         micro_batch: rows in one forward and backward pass on one device.
         accumulation: passes per step; above 1 a second set of gradients lives.
         attention: implementation name.
-        remat: none, dots or full.
+        remat: none, dots, full or offload.
         compute_bytes: 2 for bfloat16, 4 for float32.
-        frozen_bytes: of one frozen parameter as it is held.
+        frozen_bytes: of one frozen parameter as it is held, where it is not quantised.
         experts: implementation name, for a mixture.
         transport: how rows travel between experts' devices.
         buffer_factor: how many times the even share its buffers hold.
+        mlp_chunk_tokens: of a row that go through a dense feed-forward at a time; None is all.
+        offload: what else waits in the host's memory: none, or optimizer.
+        frozen: a run's `precision.frozen`; nf4 and int8 store the layers' projections so.
     """
 
     mesh: dict[str, int]
@@ -54,11 +62,19 @@ class Layout:
     experts: str = "ragged"
     transport: str = "padded"
     buffer_factor: float = 1.5
+    mlp_chunk_tokens: int | None = None
+    offload: str = "none"
+    frozen: str = "checkpoint"
 
     @property
     def pass_tokens(self) -> float:
         """Tokens of one device in one pass."""
         return self.micro_batch * self.num_tokens / self.mesh["context"]
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether the backward pass runs each layer again."""
+        return self.remat in arithmetic.RECOMPUTING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +83,11 @@ class DeviceBytes:
 
     Attributes:
         frozen_parameters, trained_parameters, optimizer_state, batch: the step's arguments, exact.
+            An optimizer state that waits on the host counts as far as it needs more room, while
+            the update runs, than the activations leave.
         gradients: of every trained parameter, float32.
         activations: what all layers keep for the backward pass.
-        layer_work: activations of the layer that runs, and their gradients.
+        layer_work: activations of the layer that runs, and their gradients; attention's mask.
         dispatch: rows on their way to and through a mixture's experts, likewise.
         gathered_weights: one layer's whole weights, the next one's, and their gradients.
         loss_chunk: logits of a chunk, and the head.
@@ -100,7 +118,7 @@ class DeviceBytes:
 def trained_tensors(decoder: DecoderConfig, adapter: Adapter) -> list[tensors_lib.Tensor]:
     """Return the tensors that train: the adapter's where there is one, else all."""
     table = tensors_lib.tensors(decoder, adapter)
-    is_adapted = adapter.kind == "lora"
+    is_adapted = adapter.kind != "none"
     return [tensor for tensor in table if not is_adapted or tensor.part == "adapter"]
 
 
@@ -121,32 +139,73 @@ def device_bytes(
     decoder: DecoderConfig, adapter: Adapter, optimizer: Optimizer, layout: Layout
 ) -> DeviceBytes:
     """Return what one device holds at the peak of a step."""
-    mesh, is_adapted = layout.mesh, adapter.kind == "lora"
-    base = arithmetic.shard_bytes(decoder, mesh, 1)
+    mesh, is_adapted = layout.mesh, adapter.kind != "none"
     trained = sum(t.local_size(mesh) for t in trained_tensors(decoder, adapter))
     tokens = layout.pass_tokens
     scores = _score_bytes(decoder, layout)
     kept = _kept_numbers(decoder, layout.remat, mesh["tensor"]) * layout.compute_bytes
     kept += scores if layout.remat == "none" else 0
-    work = _kept_numbers(decoder, "none", mesh["tensor"]) * layout.compute_bytes + scores
     moe = decoder.ffn.kind == "moe"
     dispatch = _dispatch_bytes(decoder, layout) if moe else 0.0
     num_mixtures = decoder.num_layers - decoder.num_dense_layers
-    is_kept = layout.remat != "full"
-    # The running layer's own, with their gradients where the backward pass made them again.
-    twice = 1 if layout.remat == "none" else 2
+    is_kept = not layout.is_recomputed
+    num_kept = OFFLOAD_BUFFERS if layout.remat == "offload" else decoder.num_layers
+    activations = int(num_kept * tokens * kept + num_mixtures * is_kept * dispatch)
+    work = _work_bytes(decoder, layout, scores)
+    loss = _loss_bytes(decoder, layout, is_adapted=is_adapted)
+    state = optimizer_bytes(decoder, adapter, optimizer, mesh)
+    if layout.offload == "optimizer":
+        state = max(0, state - activations - work - int(dispatch) - loss)
     return DeviceBytes(
-        frozen_parameters=base * layout.frozen_bytes if is_adapted else 0,
+        frozen_parameters=_frozen_bytes(decoder, layout) if is_adapted else 0,
         trained_parameters=trained * FLOAT32_BYTES,
-        optimizer_state=optimizer_bytes(decoder, adapter, optimizer, mesh),
+        optimizer_state=state,
         batch=int(BATCH_ARRAYS * 4 * tokens * layout.accumulation),
         gradients=trained * FLOAT32_BYTES * (2 if layout.accumulation > 1 else 1),
-        activations=int(decoder.num_layers * tokens * kept + num_mixtures * is_kept * dispatch),
-        layer_work=int(tokens * work * twice),
+        activations=activations,
+        layer_work=work,
         dispatch=int(dispatch),
         gathered_weights=_gathered_bytes(decoder, layout, is_adapted=is_adapted),
-        loss_chunk=_loss_bytes(decoder, layout, is_adapted=is_adapted),
+        loss_chunk=loss,
     )
+
+
+def host_bytes(
+    decoder: DecoderConfig, adapter: Adapter, optimizer: Optimizer, layout: Layout
+) -> int:
+    """Return what waits in the host's memory for one device."""
+    held = 0
+    if layout.remat == "offload":
+        kept = _kept_numbers(decoder, "offload", layout.mesh["tensor"]) * layout.compute_bytes
+        held += int(decoder.num_layers * layout.pass_tokens * kept)
+    if layout.offload == "optimizer":
+        held += optimizer_bytes(decoder, adapter, optimizer, layout.mesh)
+    return held
+
+
+def _work_bytes(decoder: DecoderConfig, layout: Layout, scores: float) -> int:
+    """Return bytes of the running layer's activations; where it runs again, of their gradients."""
+    tokens, each = layout.pass_tokens, layout.compute_bytes
+    numbers = _kept_numbers(decoder, "none", layout.mesh["tensor"])
+    hidden = _hidden_numbers(decoder, layout)
+    chunk = min(tokens, layout.micro_batch * (layout.mlp_chunk_tokens or layout.num_tokens))
+    # In one piece the hidden states live with the rest, in chunks without all but one.
+    held = tokens * ((numbers - hidden) * each + scores) + chunk * hidden * each
+    mask = 0.0
+    if layout.attention == "cudnn":
+        # Packed documents: which pairs see each other, as a boolean and as a bias.
+        mask = tokens * layout.num_tokens * (1 + each)
+    return int(held * (1 if layout.remat == "none" else 2) + mask)
+
+
+def _hidden_numbers(decoder: DecoderConfig, layout: Layout) -> float:
+    """Return how many of a layer's numbers for each token are hidden states of a dense model."""
+    is_dense = decoder.ffn.kind != "moe"
+    return 4 * decoder.ffn.width / layout.mesh["tensor"] if is_dense else 0.0
+
+
+def _frozen_bytes(decoder: DecoderConfig, layout: Layout) -> int:
+    return stored.device_bytes(decoder, layout.mesh, layout.frozen, layout.frozen_bytes)
 
 
 def _kept_numbers(decoder: DecoderConfig, remat: str, tensor: int) -> float:
@@ -175,6 +234,7 @@ def _kept_numbers(decoder: DecoderConfig, remat: str, tensor: int) -> float:
     pointwise += 2 * width + 2 * hidden / tensor
     return {
         "full": width,
+        "offload": width,
         "dots": width + matmul_outputs,
         "none": width + matmul_outputs + pointwise,
     }[remat]
@@ -197,7 +257,7 @@ def _dispatch_bytes(decoder: DecoderConfig, layout: Layout) -> float:
     moe, mesh, width = decoder.ffn, layout.mesh, decoder.width
     assert moe.kind == "moe"
     tokens = layout.pass_tokens
-    if layout.remat == "full" and math.prod(mesh.values()) > 1:
+    if layout.is_recomputed and math.prod(mesh.values()) > 1:
         tokens = expert_shards.chunk_of(int(tokens), expert_shards.CHUNK_TOKENS)
     hidden = moe.width / mesh["tensor"]
     if layout.experts == arithmetic.ALL_EXPERTS:  # a scan over experts keeps their hidden states
@@ -216,7 +276,7 @@ def _dispatch_bytes(decoder: DecoderConfig, layout: Layout) -> float:
     # At the peak of the backward pass: a row into the experts and its output's gradient, gate, up,
     # their product and two of their gradients. Rows of later use are made again or freed. Under
     # full remat also the rows' mask, and two of the hidden arrays in float32 (seen in modules).
-    mask, wide = (0.5, 4) if layout.remat == "full" else (0, 0)
+    mask, wide = (0.5, 4) if layout.is_recomputed else (0, 0)
     return layout.compute_bytes * (rows + pairs * ((2 + mask) * width + (5 + wide) * hidden))
 
 
@@ -226,7 +286,8 @@ def _gathered_bytes(decoder: DecoderConfig, layout: Layout, *, is_adapted: bool)
     Where they train, their gradients before these are scattered.
     """
     held = layout.frozen_bytes if is_adapted else FLOAT32_BYTES
-    if layout.mesh["fsdp"] == 1 and layout.compute_bytes == held:
+    is_quantised = is_adapted and layout.frozen in stored.QUANTISED
+    if layout.mesh["fsdp"] == 1 and layout.compute_bytes == held and not is_quantised:
         return 0
     stacks: dict[str, int] = {}
     for tensor in tensors_lib.tensors(decoder):

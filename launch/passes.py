@@ -5,6 +5,7 @@ On a TPU slice the predictor judges; elsewhere the least remat whose pass fills 
 
 import dataclasses
 import math
+import sys
 from typing import Literal
 
 from launch import arithmetic
@@ -20,13 +21,19 @@ from mistral_jax.config.run import RunConfig
 
 # The rest: runtime, fragments, the system.
 MEMORY_SHARE = {"cpu": 0.7, "gpu": 0.92, "tpu": 0.9}
+# Of that, what a plan fills where more remat avoids more: no run on a GPU has measured its bytes.
+UNMEASURED_SHARE = {"cpu": 1.0, "gpu": 0.55, "tpu": 1.0}
 RUNTIME_BYTES = {"cpu": 700 << 20, "gpu": 800 << 20, "tpu": 300 << 20}
 # One pass this long fills the matmul units; more rows in a pass only cost memory. On a TPU slice
 # longer passes gather the weights less often, and the predicted time decides.
 FULL_PASS_TOKENS = {"cpu": 512, "gpu": 4096, "tpu": 32768}
 NEARLY_FASTEST = 1.05
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "full", "offload"]
 REMAT_ORDER: tuple[Remat, ...] = ("none", "dots", "full")
+# Of the host's memory for what waits there; the rest is the process, the data and the system.
+HOST_SHARE = 0.5
+# One direction of PCIe 4.0 with 8 lanes, which an A10G's host has at least; not hidden by work.
+HOST_BYTES_PER_S = 12e9
 FORMAT_BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -41,7 +48,10 @@ class MemoryTooSmall(PlanError):
 
 
 class MemoryPlan(Node):
-    """Predicted bytes on one device at the peak of a step; the terms are memory.DeviceBytes'."""
+    """Predicted bytes on one device at the peak of a step; the terms are memory.DeviceBytes'.
+
+    `on_host` waits in the host's memory, for one device, and is in no sum.
+    """
 
     frozen_parameters: int
     trained_parameters: int
@@ -56,6 +66,13 @@ class MemoryPlan(Node):
     runtime: int
     total: int
     available: int
+    on_host: int = 0
+    host_available: int = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether device and host have room."""
+        return self.total <= self.available and self.on_host <= self.host_available
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +104,12 @@ def choose(case: Case) -> Choice:
     """Return rows per pass, remat, bytes and seconds.
 
     On a TPU the leanest of the nearly fastest that fit, by the predictor; elsewhere the least
-    remat whose pass fills the device.
+    remat whose pass fills the device. A GPU that has no room otherwise hands layers' inputs to its
+    host.
     """
     run, target, rows = case.run, case.target, case.rows
     local = run.data.sequence_length // case.mesh["context"]
     fill_rows = max(1, FULL_PASS_TOKENS[target.platform] // local)
-    remats: tuple[Remat, ...] = REMAT_ORDER if target.remat == "auto" else (target.remat,)
     wanted = target.micro_batch_sequences
     if wanted != "auto" and rows % wanted:
         raise PlanError(
@@ -103,12 +120,18 @@ def choose(case: Case) -> Choice:
     if wanted != "auto":
         sizes = [wanted]
     tried: list[tuple[int, Remat, MemoryPlan]] = [
-        (size, remat, _memory(case, size, remat)) for remat in remats for size in sizes
+        (size, remat, step_memory(case, size, remat))
+        for remat in remats_of(target)
+        for size in sizes
     ]
-    fitting = [choice for choice in tried if choice[2].total <= choice[2].available]
+    fitting = [choice for choice in tried if choice[2].fits]
     if not fitting:
         smallest = min((memory for *_, memory in tried), key=lambda memory: memory.total)
         raise MemoryTooSmall(_too_large(run, target, smallest))
+    fitting = [choice for choice in fitting if choice[1] != "offload"] or fitting
+    share = UNMEASURED_SHARE[target.platform]
+    roomy = [each for each in fitting if each[2].total <= share * each[2].available]
+    fitting = roomy or fitting
     timed = [_timed(case, *choice) for choice in fitting]
     fastest = min(choice.seconds for choice in timed)
     if timed[0].time is not None:
@@ -122,6 +145,23 @@ def choose(case: Case) -> Choice:
     # Less remat only where its pass is at least half as long: short passes starve the matmuls.
     longest = max(choice.micro for choice in timed)
     return next(choice for choice in timed if 2 * choice.micro >= longest)
+
+
+def remats_of(target: Target) -> tuple[Remat, ...]:
+    """Return what a plan may choose of, the fastest first."""
+    if target.remat != "auto":
+        return (target.remat,)
+    return (*REMAT_ORDER, "offload") if target.platform == "gpu" else REMAT_ORDER
+
+
+def mlp_chunk_tokens(
+    target: Target, mesh: dict[str, int], decoder: DecoderConfig, remat: str, length: int
+) -> int | None:
+    """Return how much of a row goes through a dense feed-forward at a time; None is all of it."""
+    chunk = memory_lib.MLP_CHUNK_TOKENS
+    is_long = length > chunk and length % chunk == 0
+    is_apt = target.platform == "gpu" and mesh["context"] == 1 and decoder.ffn.kind == "dense"
+    return chunk if is_long and is_apt and remat in arithmetic.RECOMPUTING else None
 
 
 def _timed(case: Case, micro: int, remat: Remat, memory: MemoryPlan) -> Choice:
@@ -146,8 +186,14 @@ def _timed(case: Case, micro: int, remat: Remat, memory: MemoryPlan) -> Choice:
         memory.frozen_parameters + memory.trained_parameters,
         case.rows // micro,
         target.hbm_gb_per_s * 1e9,
-        is_recomputed=remat == "full",
+        is_recomputed=remat in arithmetic.RECOMPUTING,
     )
+    if memory.on_host:
+        # The state travels once, layers' inputs in each pass; there and back.
+        state = memory_lib.optimizer_bytes(case.decoder, run.adapter, run.optimizer, case.mesh)
+        state = state if target.offload == "optimizer" else 0
+        moved = state + case.rows // micro * (memory.on_host - state)
+        seconds += 2 * moved / HOST_BYTES_PER_S
     return Choice(micro, remat, memory, seconds, None)
 
 
@@ -172,19 +218,26 @@ def workload(case: Case, micro: int, remat: Remat) -> predict.Workload:
     )
 
 
-def _memory(case: Case, micro: int, remat: Remat) -> MemoryPlan:
+def step_memory(
+    case: Case, micro: int, remat: Remat, *, num_tokens: int | None = None
+) -> MemoryPlan:
+    """Return the bytes of a step of `micro` rows a pass; of rows of another length, where given."""
     run, target = case.run, case.target
+    length = num_tokens or run.data.sequence_length
     layout = memory_lib.Layout(
         mesh=case.mesh,
-        num_tokens=run.data.sequence_length,
+        num_tokens=length,
         micro_batch=micro,
         accumulation=case.rows // micro,
         attention=case.attention,
         remat=remat,
         compute_bytes=FORMAT_BYTES[run.precision.compute],
         frozen_bytes=_frozen_bytes(run),
+        frozen=run.precision.frozen,
         experts=case.experts or "",
         transport=case.transport or "padded",
+        mlp_chunk_tokens=mlp_chunk_tokens(target, case.mesh, case.decoder, remat, length),
+        offload=target.offload,
         buffer_factor=run.stage.experts.buffer_factor,
     )
     held = memory_lib.device_bytes(case.decoder, run.adapter, run.optimizer, layout)
@@ -194,12 +247,21 @@ def _memory(case: Case, micro: int, remat: Remat) -> MemoryPlan:
         runtime=runtime,
         total=held.total + runtime,
         available=int(target.chip_memory_bytes * MEMORY_SHARE[target.platform]),
+        on_host=memory_lib.host_bytes(case.decoder, run.adapter, run.optimizer, layout),
+        host_available=_host_available(target),
     )
 
 
+def _host_available(target: Target) -> int:
+    """Return the host's memory for what one device keeps there; unlimited where it is unknown."""
+    if target.host_memory_gib is None:
+        return sys.maxsize
+    return int(target.host_memory_gib * GIB * HOST_SHARE / target.chips_per_host)
+
+
 def _frozen_bytes(run: RunConfig) -> int:
-    """Return the bytes of one frozen parameter as it is held."""
-    if run.precision.frozen != "checkpoint":
+    """Return the bytes of one frozen parameter as it is held; quantised ones are not counted so."""
+    if run.precision.frozen in FORMAT_BYTES:
         return FORMAT_BYTES[run.precision.frozen]
     uri = run.model.weights or ""
     # Block-quantised files are held in the compute format.
@@ -217,7 +279,9 @@ def _frozen_bytes(run: RunConfig) -> int:
 
 
 def _too_large(run: RunConfig, target: Target, memory: MemoryPlan) -> str:
-    parts = memory.model_dump(exclude={"total", "available", "runtime"})
+    parts = memory.model_dump(
+        exclude={"total", "available", "runtime", "on_host", "host_available"}
+    )
     largest = sorted(parts, key=lambda part: parts[part], reverse=True)[:2]
     shown = " and ".join(
         f"{part.replace('_', ' ')} {parts[part] / GIB:.1f} GiB" for part in largest

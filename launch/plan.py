@@ -11,6 +11,8 @@ from typing import Literal
 
 from launch import arithmetic
 from launch import calibration
+from launch import longest
+from launch import memory as memory_lib
 from launch import passes
 from launch import predict
 from launch import shapes
@@ -27,6 +29,7 @@ from mistral_jax.config.run import RunConfig
 MIN_CONTEXT_TOKENS = 4096
 SPLASH_MULTIPLE = 128
 BFLOAT16_TILE_ROWS = 16
+UNMEASURED_MEMORY = "Memory predicted, not measured on a GPU yet."
 EXPERTS = {"cpu": "blocks", "gpu": "grouped", "tpu": "ragged"}
 
 
@@ -48,7 +51,9 @@ class Plan(Node):
     """How one run sits on one target. Frozen; the prediction part is marked by `calibration`.
 
     `assumed_utilization` is the share of the peak that the predicted time means, recomputation
-    included; `mfu` counts the model's own FLOPs alone, causal pairs only.
+    included; `mfu` counts the model's own FLOPs alone, causal pairs only. `longest_in_memory` is
+    the longest row that the device has room for, one row a pass, and `longest_sequence` the longest
+    that the model has positions for as well.
     """
 
     run: str
@@ -68,6 +73,11 @@ class Plan(Node):
     experts: str | None
     experts_transport: Literal["padded", "ragged"] | None
     remat: Remat
+    mlp_chunk_tokens: int | None = None
+    offload: Literal["none", "optimizer"] = "none"
+    context_form: Literal["all_gather", "ring"] = "all_gather"
+    longest_sequence: int | None = None
+    longest_in_memory: int | None = None
     parameters: int
     active_parameters: int
     trainable_parameters: int
@@ -91,6 +101,11 @@ class Plan(Node):
     train_hours: float
     cost_usd: float | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether the backward pass runs each layer again."""
+        return self.remat in arithmetic.RECOMPUTING
 
 
 def resolve(run: RunConfig, target: Target, *, decoder: DecoderConfig | None = None) -> Plan:
@@ -124,7 +139,11 @@ def resolve(run: RunConfig, target: Target, *, decoder: DecoderConfig | None = N
         work = passes.workload(case, chosen.micro, chosen.remat)
         mark, reasons = calibration.judge(work, target)
         roofline = predict.roofline(work, target)
-    held = chosen.memory.optimizer_state / (chosen.memory.trained_parameters / 4)
+    state = memory_lib.optimizer_bytes(decoder, run.adapter, run.optimizer, mesh)
+    held = state / (chosen.memory.trained_parameters / 4)
+    in_memory = longest.longest_row(case)
+    if target.platform == "gpu":
+        reasons = [*reasons, UNMEASURED_MEMORY]
     return Plan(
         run=run.name,
         science_hash=run.science_hash(),
@@ -143,6 +162,11 @@ def resolve(run: RunConfig, target: Target, *, decoder: DecoderConfig | None = N
         experts=experts,
         experts_transport=transport,
         remat=chosen.remat,
+        mlp_chunk_tokens=passes.mlp_chunk_tokens(target, mesh, decoder, chosen.remat, length),
+        offload=target.offload,
+        context_form=target.context_form,
+        longest_sequence=None if in_memory is None else min(in_memory, decoder.max_positions),
+        longest_in_memory=in_memory,
         parameters=parameters,
         active_parameters=arithmetic.active_parameter_count(decoder),
         trainable_parameters=adapters or parameters,

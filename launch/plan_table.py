@@ -73,6 +73,8 @@ def plan_table(plan: Plan) -> Group:
             f"{plan.data_parallel} devices",
         ),
         ("attention, remat", f"{plan.attention}, {plan.remat}"),
+        *_levers(plan),
+        *_longest(plan),
         *_experts(plan),
         ("optimizer", f"{plan.optimizer}, {plan.optimizer_bytes_per_parameter:.2f} bytes of state "
                       "a parameter"),
@@ -94,6 +96,29 @@ def _active(plan: Plan) -> list[tuple[str, str]]:
         return []
     share = plan.active_parameters / plan.parameters
     return [("active", f"{plan.active_parameters:,} ({share:.1%})")]
+
+
+def _levers(plan: Plan) -> list[tuple[str, str]]:
+    rows = []
+    if plan.mlp_chunk_tokens is not None:
+        rows.append(("feed-forward", f"{plan.mlp_chunk_tokens:,} tokens of a row at a time"))
+    if plan.memory.on_host:
+        what = [
+            *(["layers' inputs"] if plan.remat == "offload" else []),
+            *(["optimizer state"] if plan.offload == "optimizer" else []),
+        ]
+        size = format_bytes(plan.memory.on_host)
+        rows.append(("on the host", f"{' and '.join(what)}, {size} for each device"))
+    return rows
+
+
+def _longest(plan: Plan) -> list[tuple[str, str]]:
+    if plan.longest_sequence is None or plan.longest_in_memory is None:
+        return []
+    shown = f"{plan.longest_sequence:,} tokens, one row a pass"
+    if plan.longest_in_memory > plan.longest_sequence:
+        shown += f" (the model's positions; there is room for {plan.longest_in_memory:,})"
+    return [("longest row", shown)]
 
 
 def _experts(plan: Plan) -> list[tuple[str, str]]:

@@ -201,7 +201,7 @@ def _name(tensor: tensors_lib.Tensor) -> str:
 
 def _runs(work: Workload, name: str, part: str) -> int:
     """Return how often a weight meets each token: forward, dX, dW, and once more if recomputed."""
-    is_frozen = work.adapter.kind == "lora" and part != "adapter"
+    is_frozen = work.adapter.kind != "none" and part != "adapter"
     return (2 if is_frozen else 3) + (1 if name in work.recomputed else 0)
 
 
@@ -297,7 +297,7 @@ def weight_wire_bytes(work: Workload) -> float:
     """
     total = 0.0
     for tensor in tensors_lib.tensors(work.decoder, work.adapter):
-        is_frozen = work.adapter.kind == "lora" and tensor.part != "adapter"
+        is_frozen = work.adapter.kind != "none" and tensor.part != "adapter"
         whole, own = tensor.gathered_size(work.mesh), tensor.local_size(work.mesh)
         total += 2 * (whole - own) * (2 if is_frozen else 3)
     return total

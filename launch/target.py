@@ -7,6 +7,7 @@ A target names no experiment. Speeds are the vendor's peaks; what share of them 
 import difflib
 import math
 import os
+import subprocess
 from pathlib import Path
 from typing import Annotated
 from typing import Literal
@@ -28,7 +29,7 @@ GIB = 1 << 30
 
 AxisSize = Annotated[int, Field(ge=-1)]
 AttentionChoice = Literal["auto", "reference", "banded", "cudnn", "splash"]
-RematChoice = Literal["auto", "none", "dots", "full"]
+RematChoice = Literal["auto", "none", "dots", "full", "offload"]
 
 
 class MeshIntent(Node):
@@ -85,7 +86,12 @@ class Target(Node):
 
     `hbm_gib` is the memory of one chip that a program can use; null on a CPU, where the chip's
     memory is the host's. `ici_gb_per_s` is one direction of one link between chips.
-    `host_memory_gib` null and `host_cores` null mean: ask this machine.
+    `context_form` is how devices that share rows exchange keys: all at once, or one device's share
+    after the other, in less memory.
+    `remat: offload` keeps layer inputs in the host's memory, `offload: optimizer` the optimizer's
+    state; of itself a plan does the first only on a GPU that has no room otherwise.
+    `host_memory_gib` null and `host_cores` null mean: ask this machine; on a GPU `hbm_gib` null
+    means: ask its nvidia-smi.
     """
 
     name: str
@@ -105,6 +111,8 @@ class Target(Node):
     mesh: MeshIntent = MeshIntent()
     attention: AttentionChoice = "auto"
     remat: RematChoice = "auto"
+    offload: Literal["none", "optimizer"] = "none"
+    context_form: Literal["all_gather", "ring"] = "all_gather"
     micro_batch_sequences: Literal["auto"] | Count = "auto"
     price_usd_per_hour: NonNegative | None = None
     launcher: launchers.Launcher = launchers.Local()
@@ -119,13 +127,18 @@ class Target(Node):
         if math.prod(self.topology) != self.num_chips:
             shown = "x".join(map(str, self.topology))
             raise ValueError(f"topology {shown} must multiply to num_chips ({self.num_chips})")
-        if self.hbm_gib is None and self.platform != "cpu":
+        if self.hbm_gib is None and self.platform == "tpu":
             raise ValueError(f"hbm_gib is required on a {self.platform}")
         return self
 
     @property
     def chip_memory_bytes(self) -> int:
         """Memory of one chip; on a CPU the host's memory."""
+        if self.hbm_gib is None and self.platform == "gpu":
+            raise ValueError(
+                f"target {self.name}: nvidia-smi tells no GPU memory on this machine; install "
+                "NVIDIA's driver, take --target local_cpu, or set hbm_gib"
+            )
         gib = self.host_memory_gib if self.hbm_gib is None else self.hbm_gib
         if gib is None:
             raise ValueError(f"target {self.name}: host_memory_gib is unknown; use load_target()")
@@ -162,6 +175,8 @@ def load_target(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Targe
         measured["host_memory_gib"] = memory_limit_bytes() / GIB
     if target.host_cores is None:
         measured["host_cores"] = usable_cores()
+    if target.hbm_gib is None and target.platform == "gpu":
+        measured["hbm_gib"] = gpu_memory_gib()
     return target.model_copy(update=measured)
 
 
@@ -185,3 +200,13 @@ def memory_limit_bytes() -> int:
     except OSError:
         return total
     return total if limit == "max" else min(total, int(limit))
+
+
+def gpu_memory_gib() -> float | None:
+    """Return the memory of this machine's smallest NVIDIA GPU; None where nvidia-smi tells none."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+        return min(float(line) for line in told.stdout.split("\n") if line.strip()) / 1024
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None

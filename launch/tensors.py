@@ -36,6 +36,8 @@ AXES: dict[str, tuple[str, ...]] = {
     "norm": (),
 }
 NO_ADAPTER = NoAdapter()
+# Of which a projection can have an adapter.
+ADAPTED_PARTS = ("attention", "dense_ffn", "experts", "shared")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Tensor:
     @property
     def is_matmul(self) -> bool:
         """Whether a token is multiplied by it; an embedding is looked up."""
-        return self.path.endswith("/kernel") or self.part == "adapter"
+        return self.path.endswith(("/kernel", "/lora_a", "/lora_b"))
 
     @property
     def module(self) -> str:
@@ -101,7 +103,7 @@ class Tensor:
     def gathered_size(self, mesh: dict[str, int]) -> int:
         """Return how many numbers a device computes with: whole but for `tensor` and `expert`."""
         split = dict.fromkeys(mesh, 1) | {"tensor": mesh["tensor"]}
-        if self.part == "experts":
+        if self.copies > 1:
             split["expert"] = mesh["expert"]
         return self.local_size(split)
 
@@ -234,21 +236,27 @@ def _latent_attention(
 
 
 def _adapters(table: list[Tensor], adapter: Adapter) -> list[Tensor]:
-    """Return the low-rank pairs beside the adapted projections; routed experts have none."""
-    if adapter.kind != "lora":
+    """Return the low-rank pairs, and magnitudes, beside the adapted projections."""
+    if adapter.kind == "none":
         return []
-    pairs = []
+    found = []
     for tensor in table:
-        room, module, leaf = ("", "", *tensor.path.split("/"))[-3:]
-        is_place = room in ("attention", "mlp") and tensor.part in ("attention", "dense_ffn")
-        if leaf != "kernel" or not is_place or module not in adapter.target_modules:
+        *_, module, leaf = ("", *tensor.path.split("/"))
+        if leaf != "kernel" or tensor.part not in ADAPTED_PARTS:
             continue
-        layers, in_width, out_width = tensor.shape
-        first, in_axis, out_axis = tensor.axes
+        if module not in adapter.target_modules:
+            continue
+        *stack, in_width, out_width = tensor.shape
+        *names, in_axis, out_axis = tensor.axes
+        rows = [
+            ("lora_a", (*stack, in_width, adapter.rank), (*names, in_axis, "rank")),
+            ("lora_b", (*stack, adapter.rank, out_width), (*names, "rank", out_axis)),
+        ]
+        if adapter.kind == "dora":
+            rows.append(("lora_magnitude", (*stack, out_width), (*names, out_axis)))
         base = tensor.path.removesuffix("kernel")
-        for name, shape, axes in (
-            ("lora_a", (layers, in_width, adapter.rank), (first, in_axis, "rank")),
-            ("lora_b", (layers, adapter.rank, out_width), (first, "rank", out_axis)),
-        ):
-            pairs.append(Tensor(base + name, shape, axes, "adapter"))
-    return pairs
+        found += [
+            Tensor(base + name, shape, axes, "adapter", tensor.copies, tensor.active)
+            for name, shape, axes in rows
+        ]
+    return found

@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 from data_pipelines import jsonl
 from data_pipelines.documents import Document
 from data_pipelines.documents import Limits
+from launch import start
 from launch import target as target_lib
 from mistral_jax import cli
 from mistral_jax.config import load
@@ -68,13 +69,16 @@ def check_call(arguments: list[str]) -> None:
     if arguments[0] in OWN_VERBS:
         return
     options = cli._parse(arguments)
+    machine: list[str] = []
+    if arguments[0] == "launch":  # its overrides are of the target too
+        options.overrides, machine = start.split_target(options.overrides)
     if hasattr(options, "config"):
         cli._load_run(options)
     elif hasattr(options, "overrides"):
         others = [text for text in options.overrides if not text.startswith("fresh=")]
         load.load_run(BASE_CONFIG, others)
     if hasattr(options, "target"):
-        target_lib.load_target(options.target)
+        target_lib.load_target(options.target, machine)
 
 
 @pytest.mark.parametrize("block", blocks("sh", "bash", "console"))

@@ -1,11 +1,15 @@
 """launch/arithmetic.py: closed forms against published counts and a slow count of pairs."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from launch import arithmetic
 from mistral_jax.config import presets
+from mistral_jax.config.model import ALL_TARGET_MODULES
+from mistral_jax.config.model import DoraAdapter
 from mistral_jax.config.model import LoraAdapter
 from mistral_jax.config.model import NoAdapter
 from mistral_jax.config.model import SoftmaxRouter
@@ -121,6 +125,38 @@ def test_lora_count_is_the_known_one(rank, modules, count):
     fields = {} if modules is None else {"target_modules": modules}
     adapter = LoraAdapter(rank=rank, alpha=16.0, **fields)
     assert arithmetic.adapter_count(MISTRAL, adapter) == count
+
+
+def test_dora_adds_the_outputs_of_each_projection():
+    plain, dora = (
+        arithmetic.adapter_count(MISTRAL, kind(rank=16, alpha=16.0))
+        for kind in (LoraAdapter, DoraAdapter)
+    )
+    assert dora - plain == 1_376_256
+
+
+def test_every_expert_of_mixtral_has_an_adapter_and_a_token_uses_two():
+    mixtral = presets.PRESETS["mixtral_8x7b"]
+    adapter = LoraAdapter(rank=16, alpha=16.0, target_modules=("gate_proj", "up_proj", "down_proj"))
+    one_layer = 3 * 8 * 16 * (4096 + 14336)
+    assert arithmetic.adapter_count(mixtral, adapter) == 32 * one_layer
+    with_adapter, without = (
+        arithmetic.flops_per_token(mixtral, each, 1, "none").model
+        for each in (adapter, adapter.model_copy(update={"target_modules": ()}))
+    )
+    assert with_adapter - without == pytest.approx(6 * 32 * one_layer / 4)
+
+
+def test_the_count_of_a_widely_copied_card_is_of_no_usual_adapter():
+    """14,745,600: at no usual rank does any choice of Mistral-7B's modules have so many."""
+    each = [
+        arithmetic.adapter_count(MISTRAL, LoraAdapter(rank=1, alpha=1.0, target_modules=(module,)))
+        for module in ALL_TARGET_MODULES
+    ]
+    sums = {sum(chosen) for count in range(1, 8) for chosen in itertools.combinations(each, count)}
+    assert sum(each) * 16 == 41_943_040
+    found = {rank for rank in range(1, 65) if 14_745_600 % rank == 0 and 14_745_600 // rank in sums}
+    assert found == {6, 25, 45}
 
 
 @pytest.mark.parametrize(("num_tokens", "reach"), [(1, None), (7, None), (64, 16), (9, 9), (5, 99)])

@@ -21,21 +21,26 @@ from launch import plan_table
 from launch import shapes
 from launch import target
 from launch import tensors
+from mistral_jax import job
 from mistral_jax.config import load
 from mistral_jax.config import presets
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 TARGETS = target.target_names()
-ON_MACHINE = {"local_cpu": ["host_memory_gib=16", "host_cores=2"]}
+ON_MACHINE = {
+    "local_cpu": ["host_memory_gib=16", "host_cores=2"],
+    "local_gpu": ["hbm_gib=22.4", "host_memory_gib=32", "host_cores=8"],
+}
 SMALL_BATCH = "global_batch_sequences"
 TOO_LARGE = "GiB on each device"
 # What does not fit, and why. A pair that is not here must resolve.
 REFUSED = {
     "demo/finetune": {
         SMALL_BATCH: (
-            "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 "
-            "v5p_4096 v5p_512 v5p_8 v5p_8192 v6e_256 v6e_64 v6e_8"
+            "g5_12xlarge k8s_v5e_16 p5_48xlarge slurm_h100 v5e_16 v5e_256 v5e_64 v5p_1024 "
+            "v5p_12288 v5p_128 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8 v5p_8192 v6e_256 "
+            "v6e_64 v6e_8"
         ),
     },
     "mistral_7b/lora": {
@@ -51,42 +56,53 @@ REFUSED = {
         ),
     },
     "mistral_7b/pretrain": {
-        TOO_LARGE: "g5_2xlarge local_cpu",
+        TOO_LARGE: "g5_12xlarge g5_2xlarge local_cpu local_gpu skypilot_a10g",
         SMALL_BATCH: "v5p_12288 v5p_4096 v5p_8192",
     },
     "mixtral/mixtral_8x22b": {
-        TOO_LARGE: "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_8 v6e_64 v6e_8",
+        TOO_LARGE: (
+            "g5_12xlarge g5_2xlarge k8s_v5e_16 local_cpu local_gpu p5_48xlarge "
+            "skypilot_a10g slurm_h100 v5e_16 v5e_256 v5e_64 v5p_8 v6e_64 v6e_8"
+        ),
         SMALL_BATCH: "v5p_12288 v5p_4096 v5p_8192",
     },
     "mixtral/mixtral_8x7b": {
-        TOO_LARGE: "g5_2xlarge local_cpu v5e_16 v5e_64 v5p_8 v6e_8",
+        TOO_LARGE: (
+            "g5_12xlarge g5_2xlarge k8s_v5e_16 local_cpu local_gpu p5_48xlarge "
+            "skypilot_a10g v5e_16 v5e_64 v5p_8 v6e_8"
+        ),
         SMALL_BATCH: "v5p_12288 v5p_4096 v5p_8192",
     },
     "msem/msem_16b": {
-        TOO_LARGE: "g5_2xlarge local_cpu v5e_16 v6e_8",
+        TOO_LARGE: (
+            "g5_12xlarge g5_2xlarge k8s_v5e_16 local_cpu local_gpu skypilot_a10g v5e_16 v6e_8"
+        ),
         SMALL_BATCH: "v5p_12288 v5p_4096 v5p_8192",
     },
     "msem/msem_1_6b": {
-        TOO_LARGE: "g5_2xlarge local_cpu",
+        TOO_LARGE: "g5_2xlarge local_cpu local_gpu skypilot_a10g",
         SMALL_BATCH: "v5p_1024 v5p_12288 v5p_2048 v5p_4096 v5p_8192",
     },
     "msem/msem_671b": {
         TOO_LARGE: (
-            "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_512 v5p_8 v6e_256 "
-            "v6e_64 v6e_8"
+            "g5_12xlarge g5_2xlarge k8s_v5e_16 local_cpu local_gpu p5_48xlarge "
+            "skypilot_a10g slurm_h100 v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_512 v5p_8 "
+            "v6e_256 v6e_64 v6e_8"
         ),
         SMALL_BATCH: "v5p_12288",
     },
     "msem/msem_671b_wide": {
         TOO_LARGE: (
-            "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_512 v5p_8 v6e_256 "
-            "v6e_64 v6e_8"
+            "g5_12xlarge g5_2xlarge k8s_v5e_16 local_cpu local_gpu p5_48xlarge "
+            "skypilot_a10g slurm_h100 v5e_16 v5e_256 v5e_64 v5p_128 v5p_256 v5p_512 v5p_8 "
+            "v6e_256 v6e_64 v6e_8"
         ),
         SMALL_BATCH: "v5p_12288",
     },
     "msem/msem_671b_256k": {
         TOO_LARGE: (
-            "g5_2xlarge local_cpu v5e_16 v5e_256 v5e_64 v5p_1024 v5p_128 v5p_256 "
+            "g5_12xlarge g5_2xlarge k8s_v5e_16 local_cpu local_gpu p5_48xlarge "
+            "skypilot_a10g slurm_h100 v5e_16 v5e_256 v5e_64 v5p_1024 v5p_128 v5p_256 "
             "v5p_512 v5p_8 v6e_256 v6e_64 v6e_8"
         ),
         SMALL_BATCH: "v5p_12288",
@@ -99,14 +115,14 @@ REFUSED = {
     },
     "tiny/dense": {
         SMALL_BATCH: (
-            "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 "
-            "v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64"
+            "k8s_v5e_16 slurm_h100 v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 "
+            "v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64"
         ),
     },
     "tiny/lora": {
         SMALL_BATCH: (
-            "v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 v5p_2048 v5p_256 "
-            "v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64"
+            "k8s_v5e_16 slurm_h100 v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 v5p_128 "
+            "v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64"
         ),
     },
     "tiny/pod": {
@@ -154,7 +170,8 @@ def test_pair_resolves_or_is_refused_and_the_science_stays(path, name):
     product = made.micro_batch_sequences * made.accumulation * made.data_parallel
     assert product == run.data.global_batch_sequences
     assert made.memory.total <= made.memory.available
-    parts = made.memory.model_dump(exclude={"total", "available"})
+    elsewhere = {"total", "available", "on_host", "host_available"}
+    parts = made.memory.model_dump(exclude=elsewhere)
     assert sum(parts.values()) == made.memory.total
     assert made.seconds_per_step > 0
 
@@ -459,3 +476,11 @@ def test_plan_answers_within_a_second_and_without_jax():
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 1
+
+
+@pytest.mark.parametrize("form", ["all_gather", "ring"])
+def test_a_target_says_how_devices_exchange_keys(form):
+    made = planned("msem/msem_671b_256k", "v5p_2048", on=(f"context_form={form}",))
+    assert made.context_form == form
+    runtime = job.runtime_of(load.load_run(ROOT / "configs/msem/msem_671b_256k.yaml"), made)
+    assert runtime.context == form

@@ -12,7 +12,10 @@ from mistral_jax.config import load
 # Vendor facts, written down apart from the YAML files.
 FACTS = {
     "local_cpu": ("cpu", "cpu", (1,), 1, 1, 1),
+    "local_gpu": ("gpu", "gpu", (1,), 1, 1, 1),
     "g5_2xlarge": ("gpu", "g5.2xlarge", (1,), 1, 1, 1),
+    "g5_12xlarge": ("gpu", "g5.12xlarge", (4,), 4, 1, 4),
+    "p5_48xlarge": ("gpu", "p5.48xlarge", (8,), 8, 1, 8),
     "v5e_16": ("tpu", "v5litepod-16", (4, 4), 16, 4, 4),
     "v5e_64": ("tpu", "v5litepod-64", (8, 8), 64, 16, 4),
     "v5e_256": ("tpu", "v5litepod-256", (16, 16), 256, 64, 4),
@@ -28,12 +31,21 @@ FACTS = {
     "v6e_8": ("tpu", "v6e-8", (2, 4), 8, 1, 8),
     "v6e_64": ("tpu", "v6e-64", (8, 8), 64, 16, 4),
     "v6e_256": ("tpu", "v6e-256", (16, 16), 256, 64, 4),
+    "k8s_v5e_16": ("tpu", "v5litepod-16", (4, 4), 16, 4, 4),
+    "slurm_h100": ("gpu", "H100-SXM-80GB", (2, 8), 16, 2, 8),
+    "skypilot_a10g": ("gpu", "A10G", (1,), 1, 1, 1),
 }
 # Of one chip: bfloat16 TFLOP/s, HBM GB/s, one direction of one link, links, USD an hour.
 CHIPS = {
     "v5litepod": (197, 819, 50, 4, 1.2),
     "v5p": (459, 2765, 100, 6, 4.2),
     "v6e": (918, 1600, 100, 4, None),
+}
+# Of a GPU host: GPUs, GPU memory GB, vCPU, memory GiB; bfloat16 TFLOP/s and GB/s of one GPU.
+GPU_HOSTS = {
+    "g5_2xlarge": (1, 24, 8, 32, 70, 600),
+    "g5_12xlarge": (4, 24, 48, 192, 70, 600),
+    "p5_48xlarge": (8, 80, 192, 2048, 989, 3350),
 }
 # The vendor's interconnect of one chip, all links, both directions.
 ICI_GB_PER_S = {"v5litepod": 400, "v5p": 1200, "v6e": 800}
@@ -43,8 +55,17 @@ def test_every_target_file_has_its_facts_here():
     assert target.target_names() == sorted(FACTS)
 
 
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Put an nvidia-smi on PATH that tells two GPUs, the smaller an A10G."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '24576\\n23028\\n'\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
 @pytest.mark.parametrize("name", sorted(FACTS))
-def test_target_multiplies_out(name):
+def test_target_multiplies_out(name, nvidia_smi):
     machine = target.load_target(name)
     assert machine.name == name
     assert (
@@ -72,6 +93,30 @@ def test_slice_has_its_generations_chips(name):
     paid = machine.price_usd_per_hour
     assert paid == (None if price is None else pytest.approx(price * machine.num_chips))
     assert predict.generation(machine.accelerator_type) == generation
+
+
+@pytest.mark.parametrize("name", GPU_HOSTS)
+def test_gpu_host_is_what_its_vendor_sells_and_its_launcher_starts_it(name):
+    machine, facts = target.load_target(name), GPU_HOSTS[name]
+    chips, memory_gb, cores, memory_gib, tflops, hbm = facts
+    assert (machine.num_chips, machine.host_cores, machine.host_memory_gib) == (
+        chips, cores, memory_gib,
+    )  # fmt: skip
+    # The driver keeps some of it: less than the 24 or 80 GiB that the vendor calls GB.
+    assert 0.9 * memory_gb < machine.hbm_gib < memory_gb
+    assert (machine.peak_tflops.bfloat16, machine.hbm_gb_per_s) == (tflops, hbm)
+    launcher = machine.launcher
+    assert launcher.kind == "ec2" and launcher.instance_type == machine.accelerator_type
+    assert launcher.instance_type.replace(".", "_") == name
+    assert machine.price_usd_per_hour < launcher.max_usd_per_hour
+
+
+def test_local_gpu_asks_nvidia_smi_and_says_so_where_there_is_none(nvidia_smi, monkeypatch):
+    assert target.load_target("local_gpu").hbm_gib == pytest.approx(23028 / 1024)
+    assert target.load_target("local_gpu", ["hbm_gib=40"]).chip_memory_bytes == 40 << 30
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ValueError, match="nvidia-smi tells no GPU memory"):
+        _ = target.load_target("local_gpu").chip_memory_bytes
 
 
 def test_local_cpu_is_measured_and_its_peak_grows_with_cores():

@@ -10,6 +10,7 @@ from mistral_jax.config import presets
 from mistral_jax.config.model import DecoderConfig
 from mistral_jax.config.model import DefaultRope
 from mistral_jax.config.model import DenseFfn
+from mistral_jax.config.model import DoraAdapter
 from mistral_jax.config.model import LatentAttention
 from mistral_jax.config.model import LoraAdapter
 from mistral_jax.config.model import MoeFfn
@@ -64,11 +65,18 @@ def test_axes_are_those_of_the_table():
     assert tiles == (tensors.TILED, tensors.TILE_ROWS, tensors.WIDE)
 
 
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize(
     "adapter",
-    [NoAdapter(), LoraAdapter(rank=4, alpha=4.0, target_modules=("o_proj",))],
-    ids=["base", "lora"],
+    [
+        NoAdapter(),
+        LoraAdapter(rank=4, alpha=4.0, target_modules=("o_proj", *MLP)),
+        DoraAdapter(rank=4, alpha=4.0, target_modules=("o_proj",)),
+    ],
+    ids=["base", "lora", "dora"],
 )
 def test_tensors_are_the_parameters_of_the_model(name, adapter):
     definition = definition_lib.define(SHAPES[name], adapter=adapter)
