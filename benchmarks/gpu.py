@@ -39,6 +39,7 @@ PACKAGES = (
 # A row may take longer than estimated, if nothing else waits for the time.
 PATIENCE = 3.0
 END_SECONDS = 10
+MOST_MEMORY = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,13 @@ class Row:
         rows: its numbers on the scoreboard.
         estimate_s: on one H200, start of the process included; not begun with less time left.
         needs_gib: device memory below which it is not tried.
+        cap_gib: device memory that it may take; None is nearly all.
     """
 
     rows: str
     estimate_s: int
     needs_gib: float
+    cap_gib: float | None = None
 
 
 # In the order of their worth, after the limits, which the others are measured by. The estimates
@@ -61,7 +64,8 @@ class Row:
 ROWS = {
     "limits": Row("limits", 25, 12),
     "mixture": Row("P2, P18", 80, 40),
-    "lora": Row("P7", 75, 20),
+    "lora": Row("P7", 120, 20),
+    "qlora": Row("P8", 90, 20, cap_gib=22),
     "decode": Row("P13", 90, 20),
     "attention": Row("P4", 110, 8),
     "dense": Row("P1", 70, 75),
@@ -97,17 +101,22 @@ def peers_python() -> str:
     return str(FOLDER.parent / ".venv-peers" / "bin" / "python")
 
 
-def run_row(name: str, *, is_tiny: bool, peaks: dict[str, float], limit_s: float) -> dict:
-    """Return a row's facts and lines; a row that ends badly keeps the lines that it printed."""
+def run_row(
+    name: str, *, is_tiny: bool, peaks: dict[str, float], limit_s: float, share: float = MOST_MEMORY
+) -> dict:
+    """Return a row's facts and lines; a row that ends badly keeps the lines that it printed.
+
+    JAX may take a `share` of the device's memory.
+    """
     command = [sys.executable, "-m", f"benchmarks.gpu_rows.{name}"]
     command += ["--tiny"] if is_tiny else []
     for option, value in peaks.items():
         command += [f"--{option}", str(value)]
     environment = {
         **os.environ,
-        # The peer shares the device: memory is taken as needed, and nearly all of it may be.
+        # The peer shares the device: memory is taken as needed.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.4f}",
         measure.PEERS_PYTHON: peers_python(),
     }
     started = time.monotonic()
@@ -187,7 +196,10 @@ def run_rows(names: list[str], *, is_tiny: bool, seconds: float, card: dict) -> 
             result |= {"facts": {}, "lines": [line], "seconds": 0.0}
         else:
             limit_s = min(left_s, PATIENCE * row.estimate_s)
-            result |= run_row(name, is_tiny=is_tiny, peaks=peaks, limit_s=limit_s)
+            share = MOST_MEMORY
+            if row.cap_gib is not None and memory_gib:
+                share = min(share, row.cap_gib / memory_gib)
+            result |= run_row(name, is_tiny=is_tiny, peaks=peaks, limit_s=limit_s, share=share)
         for line in result["lines"]:
             line["row"] = name
             print(show(line), flush=True)

@@ -50,8 +50,10 @@ page is written by `python -m benchmarks.scale` from such reports; nothing on it
   full remat does again.
 - *main memory* adds up the operands and results of every fusion of the compiled module, with the
   slack of its buffers ({factor} times the even share of tokens): more than a chip will move.
-- At 256K tokens a row lies on several devices, and its attention is plain XLA: scores pass through
-  main memory, which is most of that term. The step fits; a kernel for such rows is not built yet.
+  How many of a token's experts lie on one device is in the routing, so the loop that adds up their
+  rows is counted at the mean for even load. Of a branch the costlier side counts: at 256K tokens
+  blocks that causality hides are counted, so that term is up to twice what a chip will move.
+- At 256K tokens a row lies on several devices. Pairs of blocks go through the splash kernel.
 - *predicted* times come from `launch/predict.py`, whose three constants were fitted to published
   runs and then frozen: `tests/launch/test_predict.py` holds it within 20 % of them. Where no
   published run is near (many small experts, latent attention) it says *extrapolated*.

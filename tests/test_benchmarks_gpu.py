@@ -25,6 +25,7 @@ from benchmarks.gpu_rows import limits
 from benchmarks.gpu_rows import lora
 from benchmarks.gpu_rows import mixture
 from benchmarks.gpu_rows import prefill
+from benchmarks.gpu_rows import qlora
 from mistral_jax.generate import engine
 from mistral_jax.nn import attention as attention_lib
 from mistral_jax.nn import experts
@@ -36,6 +37,7 @@ MODULES = {
     "mixture": mixture,
     "dense": dense,
     "lora": lora,
+    "qlora": qlora,
     "prefill": prefill,
     "decode": decode,
 }

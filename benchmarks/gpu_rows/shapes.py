@@ -1,5 +1,6 @@
 """The models of the GPU rows, their hashed numbers, and how a peer is told to build the same."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,9 +11,11 @@ from mistral_jax.config import presets
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.nn import attention
+from mistral_jax.nn import quantised
 
 INIT_STD = 0.02
 LORA_B_STD = 1e-2
+QLORA = model_config.LoraAdapter(rank=64, alpha=16.0)
 LORA = model_config.LoraAdapter(rank=16, alpha=32.0)
 TINY = model_config.DecoderConfig(
     num_layers=2, width=64, num_heads=4, num_kv_heads=2, head_width=16, vocab_size=256,
@@ -34,18 +37,30 @@ def define(
     *,
     adapter: model_config.Adapter | None = None,
     remat: decoder_lib.Remat = "none",
+    frozen: str = "float32",
 ) -> definition_lib.Definition:
     """Return the model with the kernels that this platform gets by default."""
     chosen = attention.choose_implementation("auto", machine.platform, machine.dtype)
     runtime = decoder_lib.Runtime(compute_dtype=machine.dtype, attention=chosen, remat=remat)
-    return definition_lib.define(config, adapter=adapter, runtime=runtime)
+    return definition_lib.define(config, adapter=adapter, runtime=runtime, frozen=frozen)
 
 
 def numbers(
     definition: definition_lib.Definition, paths: list[str], dtype: np.dtype
 ) -> definition_lib.Params:
-    """Return hashed parameters; norms are 1."""
-    return {path: _numbers(path, definition.shapes[path].shape, dtype) for path in paths}
+    """Return hashed parameters; norms are 1. Quantised kernels are made of the hashed ones."""
+    kind = definition.frozen_kind
+    plain = definition_lib.define(definition.config).shapes if kind else {}
+    found: definition_lib.Params = {}
+    for path in paths:
+        room, _, name = path.rpartition("/")
+        if not room.endswith("/kernel"):
+            found[path] = _numbers(path, definition.shapes[path].shape, dtype)
+        elif name == "codes":
+            kernel = _numbers(room, plain[room].shape, dtype)
+            packed = jax.jit(quantised.quantise, static_argnums=1)(kernel, kind)
+            found |= {f"{room}/{part}": array for part, array in vars(packed).items()}
+    return found
 
 
 def _numbers(path: str, shape: tuple[int, ...], dtype: np.dtype) -> jnp.ndarray:

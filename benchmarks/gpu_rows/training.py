@@ -40,6 +40,8 @@ class Job:
         remat: what our backward pass recomputes.
         both_gib: memory that our step and the peer's take together.
         peer: transformers, or plain torch with compiled layers.
+        frozen: how the base is stored: as `precision.frozen` spells it.
+        cap_gib: device memory that each side may take; None is all.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Job:
     remat: decoder_lib.Remat
     both_gib: float
     peer: str
+    frozen: str = "float32"
+    cap_gib: float | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -64,7 +68,9 @@ def model_tolerance(machine: device.Machine) -> float:
 
 def define(machine: device.Machine, job: Job) -> definition_lib.Definition:
     """Return our model."""
-    return shapes.define(machine, job.config, adapter=job.adapter, remat=job.remat)
+    return shapes.define(
+        machine, job.config, adapter=job.adapter, remat=job.remat, frozen=job.frozen
+    )
 
 
 def make(machine: device.Machine, job: Job) -> train_rows.FixedBatchStep:
@@ -127,7 +133,8 @@ def ask(machine: device.Machine, peer: device.Peer, job: Job) -> device.Line:
         "load",
         model=shapes.as_request(job.config, job.adapter),
         engine=job.peer,
-        mode="lora" if job.adapter else "full",
+        mode=_mode(job),
+        cap_gib=job.cap_gib,
         is_checkpointed=job.remat == "full",
     )
     if "error" in loaded:
@@ -137,6 +144,12 @@ def ask(machine: device.Machine, peer: device.Peer, job: Job) -> device.Line:
         learning_rate=train_rows.LEARNING_RATE,
     )  # fmt: skip
     return loaded | answer
+
+
+def _mode(job: Job) -> str:
+    if job.adapter is None:
+        return "full"
+    return "qlora" if job.frozen == "nf4" else "lora"
 
 
 def check(
@@ -194,6 +207,8 @@ def line(machine: device.Machine, job: Job, expected: device.Line, rounds, **mor
             "width": job.config.width,
             "remat": job.remat,
             "adapter": job.adapter.rank if job.adapter else None,
+            "frozen": job.frozen,
+            "cap_gib": job.cap_gib,
         },
         **machine.shares(tflops),
         **more,

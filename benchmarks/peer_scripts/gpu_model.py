@@ -22,21 +22,31 @@ KERNELS = {None: "kernel", "lora_A": "lora_a", "lora_B": "lora_b"}
 loaded = {}
 
 
-def load(prepared, model, engine, mode, is_checkpointed):
+def load(prepared, model, engine, mode, is_checkpointed, cap_gib=None):
     """Build the model; full training has float32 parameters and computes under autocast."""
     loaded.clear()
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     is_foreign = engine == "transformers" and gpu_peer.is_installed("transformers")
-    if mode == "lora":
+    if mode in ("lora", "qlora"):
         is_foreign = is_foreign and gpu_peer.is_installed("peft")
+    if mode == "qlora" and not (is_foreign and gpu_peer.is_installed("bitsandbytes")):
+        raise ImportError("QLoRA's peer is transformers with PEFT and bitsandbytes")
     torch.set_default_dtype(torch.float32 if mode == "full" else DTYPE)
     with torch.device(DEVICE):
         build = _foreign if is_foreign else _plain
         decoder, name = build(model, mode, is_checkpointed)
-    torch.set_default_dtype(torch.float32)
     _fill(decoder, model)
+    if mode == "qlora":
+        decoder, name = _adapted(_quantised(decoder), model, f"bitsandbytes NF4, {name}")
+        _fill(decoder, model, is_adapter=True)
+    torch.set_default_dtype(torch.float32)
+    if DEVICE.type == "cuda":
+        # From here on it is as on the small device; the whole base was there before.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        whole = torch.cuda.get_device_properties(DEVICE).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (cap_gib or whole) / whole))
     if mode == "infer":
         decoder.eval().requires_grad_(False)
     else:
@@ -85,20 +95,45 @@ def _foreign(shape, mode, is_checkpointed):
         decoder.gradient_checkpointing_enable()
         decoder.enable_input_require_grads()
         name += ", gradient checkpointing"
-    if mode == "lora":
-        import peft
-
-        adapter = peft.LoraConfig(
-            r=shape["rank"], lora_alpha=shape["alpha"], lora_dropout=0.0,
-            target_modules=list(gpu_plain.PROJECTIONS),
-        )  # fmt: skip
-        decoder = peft.get_peft_model(decoder, adapter)
-        name = f"PEFT {peft.__version__}, {name}"
-    return decoder, name
+    return _adapted(decoder, shape, name) if mode == "lora" else (decoder, name)
 
 
-def _fill(decoder, shape):
+def _adapted(decoder, shape, name):
+    import peft
+
+    adapter = peft.LoraConfig(
+        r=shape["rank"], lora_alpha=shape["alpha"], lora_dropout=0.0,
+        target_modules=list(gpu_plain.PROJECTIONS),
+    )  # fmt: skip
+    return peft.get_peft_model(decoder, adapter), f"PEFT {peft.__version__}, {name}"
+
+
+def _quantised(decoder):
+    """Put bitsandbytes' NF4 layers in the place of the projections, one after the other."""
+    import bitsandbytes
+
+    for layer in decoder.model.layers:
+        for room in (layer.self_attn, layer.mlp):
+            for name in [each for each in gpu_plain.PROJECTIONS if hasattr(room, each)]:
+                weight = getattr(room, name).weight.data
+                delattr(room, name)
+                narrow = bitsandbytes.nn.Linear4bit(
+                    weight.shape[1], weight.shape[0], bias=False, compute_dtype=DTYPE,
+                    compress_statistics=True, quant_type="nf4", device="meta",
+                )  # fmt: skip
+                narrow.weight = bitsandbytes.nn.Params4bit(
+                    weight.cpu(), requires_grad=False, compress_statistics=True, quant_type="nf4",
+                    module=narrow,
+                )  # fmt: skip
+                del weight
+                setattr(room, name, narrow.to(DEVICE))
+    return decoder
+
+
+def _fill(decoder, shape, *, is_adapter=False):
     for name, parameter in decoder.named_parameters():
+        if is_adapter and "lora_" not in name:
+            continue
         name = name.removeprefix("base_model.model.")
         name = name.replace(".default", "").replace(".base_layer", "")
         with torch.no_grad():
