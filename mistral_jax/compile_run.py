@@ -19,10 +19,14 @@ from mistral_jax import artifact
 from mistral_jax import compile_report
 from mistral_jax import job
 from mistral_jax import sharding
+from mistral_jax.config import expert_shards
+from mistral_jax.config import model as model_config
 from mistral_jax.config import run as run_config
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.nn.kernels import experts_order
 from mistral_jax.train import compile as compile_lib
 from mistral_jax.train import optimizers
+from mistral_jax.train import state as state_lib
 from mistral_jax.train import step as step_lib
 
 # Accelerator types begin so; the slices that Google Cloud offers, chips along each torus axis.
@@ -63,8 +67,13 @@ def compile_run(
     plan = plan_lib.resolve(run, target, decoder=decoder)
     mesh = sharding.make_mesh(plan.mesh, _devices(target, topology))
     runtime = job.runtime_of(run, plan)
-    definition = definition_lib.define(decoder, adapter=run.adapter, runtime=runtime)
+    definition = definition_lib.define(
+        decoder, adapter=run.adapter, runtime=runtime, frozen=run.precision.frozen
+    )
     state = artifact.abstract_state(definition, run, mesh)
+    optimizer = optimizers.make_optimizer(run.optimizer)
+    if plan.offload == "optimizer":
+        optimizer, state = optimizers.with_state_on_host(optimizer), state_lib.on_host(state)
     is_float32 = run.precision.frozen == "float32"
     frozen_dtype = np.dtype("float32") if is_float32 else jax.numpy.bfloat16.dtype
     frozen = compile_lib.abstract_frozen(definition, mesh, frozen_dtype)
@@ -73,7 +82,7 @@ def compile_run(
     step = step_lib.make_train_step(
         definition,
         run.stage,
-        optimizers.make_optimizer(run.optimizer),
+        optimizer,
         optimizers.learning_rate(run.optimizer),
         state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
     )
@@ -88,7 +97,9 @@ def compile_run(
         "batch": compile_lib.device_bytes(batch),
     }
     try:
-        compiled = compile_lib.compile_step(step, state, frozen, batch, mesh)
+        compiled = compile_lib.compile_step(
+            step, state, frozen, batch, mesh, expected_trips=_expected_trips(run, plan, decoder)
+        )
     except compile_lib.CompilerRefused as error:
         raise compile_report.DoesNotFit(
             compile_report.refusal(run, plan, target, parts, error)
@@ -96,6 +107,18 @@ def compile_run(
     if keep_text is not None:
         keep_text(compiled.text)
     return compile_report.make_report(run, plan, target, definition, compiled, parts)
+
+
+def _expected_trips(
+    run: run_config.RunConfig, plan: plan_lib.Plan, decoder: model_config.DecoderConfig
+) -> dict[str, float]:
+    """Return how often loops turn whose count is in the routing, at even load."""
+    if decoder.ffn.kind != "moe":
+        return {}
+    shards = expert_shards.of_ffn(decoder.ffn, plan.mesh["expert"])
+    turns = shards.mean_most_local(experts_order.COLLECTED_TOKENS, step=experts_order.SLOTS_OF_TURN)
+    # The buffers' slack holds no rows, and blocks without rows do not turn.
+    return {experts_order.ROWS_LOOP: turns / run.stage.experts.buffer_factor}
 
 
 def check_target(target: target_lib.Target) -> str:

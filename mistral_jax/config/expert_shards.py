@@ -23,6 +23,7 @@ class ExpertShards:
         groups_per_token: how many groups a token may use.
         top_k: experts of a token.
         count: devices along the mesh axis.
+        max_per_group: experts of one group that a token may use; None is all of them.
     """
 
     num_groups: int
@@ -30,6 +31,7 @@ class ExpertShards:
     groups_per_token: int
     top_k: int
     count: int
+    max_per_group: int | None = None
 
     def __post_init__(self) -> None:
         check_divides(self.num_groups, self.group_size, self.count)
@@ -51,6 +53,21 @@ class ExpertShards:
         return min(limit, self.top_k, self.count)
 
     @property
+    def max_local(self) -> int:
+        """How many experts of one device a token can use."""
+        groups = self.num_groups // self.count if self.are_groups_whole else self.num_groups
+        of_group = self.group_size if self.are_groups_whole else self.group_size // self.count
+        each = min(of_group, self.max_per_group or of_group)
+        return min(self.top_k, min(groups, self.groups_per_token) * each)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether a token uses equally many experts of each of its groups."""
+        return self.max_per_group is not None and (
+            self.max_per_group * self.groups_per_token == self.top_k
+        )
+
+    @property
     def reach(self) -> float:
         """Return how likely a token needs one given device if every choice is equally likely.
 
@@ -58,6 +75,15 @@ class ExpertShards:
         spares the device if none of them lies there. `count * reach` copies of a token travel.
         """
         available = self.groups_per_token * self.group_size
+        if self.is_even:
+            if self.are_groups_whole:
+                elsewhere = self.num_groups - self.num_groups // self.count
+                chosen, everywhere = self.groups_per_token, self.num_groups
+                return 1 - math.comb(elsewhere, chosen) / math.comb(everywhere, chosen)
+            elsewhere = self.group_size - self.group_size // self.count
+            each = self.top_k // self.groups_per_token
+            spared = math.comb(elsewhere, each) / math.comb(self.group_size, each)
+            return 1 - spared**self.groups_per_token
         if not self.are_groups_whole:
             elsewhere = available - available // self.count
             return 1 - math.comb(elsewhere, self.top_k) / math.comb(available, self.top_k)
@@ -70,6 +96,42 @@ class ExpertShards:
             elsewhere = available - groups * self.group_size
             spared += chance * math.comb(elsewhere, self.top_k) / math.comb(available, self.top_k)
         return 1 - spared
+
+    def mean_most_local(self, num_rows: int, *, step: int = 1) -> float:
+        """Return the mean of the most experts of one device that any of some sent rows uses.
+
+        Counted in whole steps. As for `reach`, every choice is equally likely.
+        """
+        chances = self._local_chances()
+        below, mean = 0.0, 0.0
+        for count in range(1, self.max_local + 1):
+            up_to = below + chances.get(count, 0.0)
+            mean += -(-count // step) * (up_to**num_rows - below**num_rows)
+            below = up_to
+        return mean
+
+    def _local_chances(self) -> dict[int, float]:
+        """Return how likely a sent row uses 1, 2, .. experts of the device."""
+        here = self.num_groups // self.count if self.are_groups_whole else self.num_groups
+        size = self.group_size if self.are_groups_whole else self.group_size // self.count
+        chances: dict[int, float] = {}
+        for groups in range(1, min(here, self.groups_per_token) + 1):
+            ways = math.comb(here, groups)
+            ways *= math.comb(self.num_groups - here, self.groups_per_token - groups)
+            if self.is_even and self.are_groups_whole:
+                each = {groups * self.top_k // self.groups_per_token: 1.0}
+            else:
+                available = self.groups_per_token * self.group_size
+                each = {
+                    count: math.comb(groups * size, count)
+                    * math.comb(available - groups * size, self.top_k - count)
+                    / math.comb(available, self.top_k)
+                    for count in range(1, self.max_local + 1)
+                }
+            for count, chance in each.items():
+                chances[count] = chances.get(count, 0.0) + ways * chance
+        total = sum(chances.values())
+        return {count: chance / total for count, chance in chances.items()}
 
     def rows_to_one(self, num_tokens: int, factor: float) -> int:
         """Return how many rows one device may send to one other, of `num_tokens` that it has.
@@ -90,8 +152,7 @@ class ExpertShards:
         `factor` times its even share, `num_tokens * top_k`, where each device has `num_tokens`; at
         most as many as its rows can have.
         """
-        per_row = min(self.top_k, self.experts_per_shard)
-        worst = self.rows_of_all(num_tokens, factor) * per_row
+        worst = self.rows_of_all(num_tokens, factor) * self.max_local
         return _tiled(factor * num_tokens * self.top_k, worst)
 
 
@@ -118,7 +179,8 @@ def check_divides(num_groups: int, group_size: int, expert_axis: int) -> None:
 def of_ffn(ffn: model_config.MoeFfn, expert_axis: int) -> ExpertShards:
     """Return how a mixture layer divides; raises ValueError as `check_divides`."""
     return ExpertShards(
-        ffn.num_groups, ffn.group_size, ffn.chosen_groups, ffn.top_k, expert_axis
+        ffn.num_groups, ffn.group_size, ffn.chosen_groups, ffn.top_k, expert_axis,
+        ffn.max_per_group,
     )  # fmt: skip
 
 

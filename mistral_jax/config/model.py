@@ -4,6 +4,7 @@ A model is given by one of three kinds: `decoder` (the whole shape), `preset` (a
 presets.py) or `checkpoint` (the shape is read from the weights' own header).
 """
 
+import math
 from typing import Annotated
 from typing import Literal
 
@@ -123,7 +124,9 @@ class MoeFfn(Node):
     """A mixture of SwiGLU experts, of which each token uses the `top_k` that its router favours.
 
     A token first chooses `groups_per_token` groups, each by the sum of its two best scores, then
-    its experts among theirs. Their weights are their scores, divided by the sum.
+    its experts among theirs: the best of all of them together (`pooled`), or equally many of each
+    (`even`), so that a group works as it did when it was trained alone, and every device that a
+    token reaches has the same work. Their weights are their scores, divided by the sum.
 
     Attributes:
         width: of one expert.
@@ -132,6 +135,7 @@ class MoeFfn(Node):
         group_names: what the groups are called, where they are domains.
         groups_per_token: how many a token may use; None is all.
         top_k: experts of a token.
+        within_groups: how they divide over its groups.
         router: how scores come about.
         weights_scale: factor on the weights after the division.
         is_normalised: whether the weights are divided by their sum.
@@ -147,6 +151,7 @@ class MoeFfn(Node):
     group_names: tuple[str, ...] = ()
     groups_per_token: Count | None = None
     top_k: Count
+    within_groups: Literal["pooled", "even"] = "pooled"
     router: Router = SoftmaxRouter()
     weights_scale: Positive = 1.0
     is_normalised: bool = True
@@ -163,6 +168,13 @@ class MoeFfn(Node):
     def chosen_groups(self) -> int:
         """How many groups a token may use."""
         return self.groups_per_token or self.num_groups
+
+    @property
+    def max_per_group(self) -> int:
+        """How many experts of one group a token may use."""
+        if self.within_groups == "even":
+            return self.top_k // self.chosen_groups
+        return min(self.top_k, self.group_size)
 
     @model_validator(mode="after")
     def _check_experts(self) -> "MoeFfn":
@@ -183,6 +195,11 @@ class MoeFfn(Node):
                 f"{self.chosen_groups} groups that a token may use"
                 if self.num_groups > 1
                 else f"top_k ({self.top_k}) must not be above num_experts ({self.num_experts})"
+            )
+        if self.within_groups == "even" and self.top_k % self.chosen_groups:
+            raise ValueError(
+                f"within_groups: even needs a top_k in multiples of the {self.chosen_groups} "
+                f"groups that a token uses, got {self.top_k}"
             )
         if self.group_names and len(self.group_names) != self.num_groups:
             raise ValueError(
@@ -366,23 +383,44 @@ class NoAdapter(Node):
     kind: Literal["none"] = "none"
 
 
-class LoraAdapter(Node):
-    """Low-rank adapters on named projections (arXiv:2106.09685); the base stays frozen.
+# What the adapter's output is divided by: its rank, or the root of it (rsLoRA, arXiv:2312.03732),
+# with which a high rank learns as much as a low one.
+Scaling = Literal["rank", "sqrt_rank"]
 
-    The default is every projection of a dense model. Latent attention has q_a_proj, q_b_proj (or
-    q_proj), kv_a_proj, kv_b_proj and o_proj; kv_a_proj is PEFT's kv_a_proj_with_mqa.
+
+class _LowRankAdapter(Node):
+    """What LoRA and DoRA share; the base stays frozen.
+
+    The default is every projection: of a mixture, gate_proj, up_proj and down_proj are those of
+    each expert, of the shared experts and of dense first layers. Latent attention has q_a_proj,
+    q_b_proj (or q_proj), kv_a_proj, kv_b_proj and o_proj; kv_a_proj is PEFT's kv_a_proj_with_mqa.
     """
 
-    kind: Literal["lora"] = "lora"
     rank: Count
     alpha: Positive
+    scaling: Scaling = "rank"
     dropout: BelowOne = 0.0
     target_modules: tuple[TargetModule, ...] = ALL_TARGET_MODULES
 
     @property
     def scale(self) -> float:
-        """The factor on the adapter's output, alpha / rank."""
-        return self.alpha / self.rank
+        """The factor on the adapter's output."""
+        return self.alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
 
 
-Adapter = Annotated[NoAdapter | LoraAdapter, Field(discriminator="kind")]
+class LoraAdapter(_LowRankAdapter):
+    """Low-rank adapters on named projections (arXiv:2106.09685)."""
+
+    kind: Literal["lora"] = "lora"
+
+
+class DoraAdapter(_LowRankAdapter):
+    """Low-rank adapters that turn each output's weights, and its magnitude trained by itself
+    (arXiv:2402.09353). Not on a mixture's routed experts.
+    """
+
+    kind: Literal["dora"] = "dora"
+
+
+LowRankAdapter = LoraAdapter | DoraAdapter
+Adapter = Annotated[NoAdapter | LoraAdapter | DoraAdapter, Field(discriminator="kind")]

@@ -96,6 +96,11 @@ def model_type(decoder: Mapping[str, Any]) -> tuple[str, str]:
         ValueError: none does.
     """
     mixture, scaling = decoder["ffn"], decoder["query_scaling"]["kind"]
+    if mixture["kind"] == "moe" and mixture["within_groups"] == "even":
+        raise ValueError(
+            "no model of transformers takes equally many experts of each group; this decoder "
+            "(ffn.within_groups: even) cannot be exported to Hugging Face"
+        )
     is_sigmoid = mixture["kind"] == "moe" and mixture["router"]["kind"] == "sigmoid"
     if is_sigmoid and scaling != "none":
         raise ValueError(

@@ -269,6 +269,8 @@ def _mixture_params(ffn: Mapping[str, Any]) -> dict[str, Any]:
             "params.json knows routers with softmax scores and normalised weights only; use the "
             "format hf"
         )
+    if ffn["within_groups"] == "even":
+        raise ValueError("params.json cannot say ffn.within_groups: even; there is no other format")
     return {
         "num_experts": ffn["num_experts"],
         "num_experts_per_tok": ffn["top_k"],

@@ -77,8 +77,13 @@ def exchange(
     # Index + 1, so that rows which nobody wrote name no expert. Exact in float32 below 2**24.
     ids = jnp.where(copies.is_here, copies.local[:, None, :] + 1, 0).astype(jnp.float32)
     weights = jnp.where(copies.is_here, choice.weights[:, None, :], 0.0)
-    notes = jnp.concatenate([weights, ids], axis=-1).reshape(-1, 2 * top_k)
-    # Bytes a device and layer: rows * (D * itemsize + 8 k) there, of which (S - 1) / S leave it.
+    if shards.max_local < top_k:  # those of the device first; there are no more
+        first = jax.lax.top_k(jax.lax.stop_gradient(ids), shards.max_local)[1]
+        ids, weights = (jnp.take_along_axis(each, first, axis=-1) for each in (ids, weights))
+    num_sent = jnp.sum((slots < way.size)[..., None] & (ids > 0))
+    notes = jnp.concatenate([weights, ids], axis=-1).reshape(-1, 2 * ids.shape[-1])
+    # Bytes a device and layer: rows * (D * itemsize + 8 times the experts of a device that a token
+    # can use) there, of which (S - 1) / S leave it.
     rows = way.there(spread(tokens, source // shards.max_copies, slots))
     notes = way.there(spread(notes, source, copy_slots))
     weights, ids = jnp.split(notes, 2, axis=-1)
@@ -89,9 +94,8 @@ def exchange(
     out = run_local(rows, choice_here, max_pairs)
     # Bytes a device and layer: rows * D * itemsize back. The backward pass sends both once more.
     total = collect(way.back(out), source // shards.max_copies, slots)
-    is_sent = (slots < way.size)[..., None] & copies.is_here
     num_wanted = jnp.sum((choice.experts >= 0) & (choice.experts < num_experts(shards)))
-    return total, (num_wanted - jnp.sum(is_sent) + num_left_out).astype(jnp.float32)
+    return total, (num_wanted - num_sent + num_left_out).astype(jnp.float32)
 
 
 def _bounded(

@@ -7,6 +7,7 @@ channels over `tensor` make partial sums, tokens travel over `expert` (nn/expert
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,9 @@ from mistral_jax.nn import routing
 AXIS = expert_transport.AXIS
 INTO_AXES = ("group", "expert", "expert_embed", "mlp")
 OUT_OF_AXES = ("group", "expert", "expert_hidden", None)
+# Of adapters' A and B, into the hidden channels and out of them.
+INTO_ADAPTER_AXES = (*INTO_AXES[:3], "rank"), (*INTO_AXES[:2], "rank", INTO_AXES[3])
+OUT_OF_ADAPTER_AXES = (*OUT_OF_AXES[:3], "rank"), (*OUT_OF_AXES[:2], "rank", OUT_OF_AXES[3])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,7 @@ def run(
     placement: Placement,
     *,
     groups_per_token: int | None = None,
+    max_per_group: int | None = None,
 ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
     """Return the weighted outputs and how many assignments found no room.
 
@@ -79,13 +84,15 @@ def run(
         placement: how.
         groups_per_token: how many groups a token may use, which bounds the devices it is sent
             to; None is all. An assignment beyond it counts as overflow.
+        max_per_group: how many experts of one group a token may use; None is all.
 
     Raises:
         ValueError: the mesh axis `expert` divides neither groups nor the experts of a group.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        return _run_on_mesh(x, choice, kernels, placement, groups_per_token, mesh)
+        limits = groups_per_token, max_per_group
+        return _run_on_mesh(x, choice, kernels, placement, limits, mesh)
     out = _run_local(
         x.reshape(-1, x.shape[-1]),
         _flat(choice),
@@ -100,24 +107,32 @@ def _run_on_mesh(
     choice: routing.Choice,
     kernels: experts.Kernels,
     placement: Placement,
-    groups_per_token: int | None,
+    limits: tuple[int | None, int | None],
     mesh: AbstractMesh,
 ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
     num_groups, group_size = kernels.gate.shape[:2]
+    groups_per_token, max_per_group = limits
     shards = expert_shards.ExpertShards(
         num_groups,
         group_size,
         groups_per_token or num_groups,
         choice.experts.shape[-1],
         mesh.shape[AXIS],
+        max_per_group,
     )
     rows, length, _ = sharding.spec(("batch", "sequence", None), x.shape, mesh)
     token_axes = sharding.names(rows) + sharding.names(length)
     into = sharding.spec(INTO_AXES, kernels.gate.shape, mesh)
     out_of = sharding.spec(OUT_OF_AXES, kernels.down.shape, mesh)
     tokens = PartitionSpec(rows, length, None)
+    leaves, structure = jax.tree.flatten(kernels)
+    specs = [
+        sharding.spec(axes, leaf.shape, mesh)
+        for axes, leaf in zip(_axes_of(kernels), leaves, strict=True)
+    ]
     on_device = functools.partial(
         _run_on_device,
+        structure=structure,
         shards=shards,
         placement=placement,
         embed_axes=sharding.names(into[2]),
@@ -132,10 +147,10 @@ def _run_on_mesh(
     parts, overflow = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(tokens, tokens, tokens, into, into, out_of),
+        in_specs=(tokens, tokens, tokens, specs),
         out_specs=(PartitionSpec(summed, *tokens), PartitionSpec()),
         check_vma=False,
-    )(x, choice.experts, choice.weights, kernels.gate, kernels.up, kernels.down)
+    )(x, choice.experts, choice.weights, leaves)
     # Added outside, where the gradient is a plain copy; a psum inside would be one more backward.
     # Bytes a device and layer: tokens here * D * itemsize, all-reduced.
     return jnp.sum(parts, axis=0), overflow
@@ -145,17 +160,19 @@ def _run_on_device(
     x: Float[Array, "B T D"],
     chosen: Int[Array, "B T k"],
     weights: Float[Array, "B T k"],
-    gate: Float[Array, "G E d F"],
-    up: Float[Array, "G E d F"],
-    down: Float[Array, "G E f D"],
+    leaves: list[Float[Array, "G E _ _"]],
     *,
+    structure: Any,
     shards: expert_shards.ExpertShards,
     placement: Placement,
     embed_axes: tuple[str, ...],
     hidden_axes: tuple[str, ...],
     token_axes: tuple[str, ...],
 ) -> tuple[Float[Array, "1 B T D"], Float[Array, ""]]:
-    """Return this device's tokens' outputs, of this device's hidden channels, and the overflow."""
+    """Return this device's tokens' outputs, of this device's hidden channels, and the overflow.
+
+    `leaves` and `structure` are its part of an experts.Kernels.
+    """
 
     def gather(kernel: Array, axes: tuple[str, ...]) -> Array:
         kernel = kernel.astype(x.dtype)
@@ -165,8 +182,22 @@ def _run_on_device(
         # (fsdp - 1) / fsdp arrive; the gradient is reduce-scattered in the same dtype and number.
         return jax.lax.all_gather(kernel, axes, axis=2, tiled=True)
 
+    def gather_pair(pair: experts.LowRank | None, axes: tuple[str, ...]) -> experts.LowRank | None:
+        # As the kernels, R numbers instead of F or D; B's rows are not split.
+        return None if pair is None else experts.LowRank(gather(pair.a, axes), gather(pair.b, ()))
+
+    own = jax.tree.unflatten(structure, leaves)
+    # Side by side before they are gathered: joined afterwards, whole kernels would be copied.
+    is_joined = placement.implementation in experts.JOINED
+    joined = jnp.concatenate([own.gate, own.up], axis=-1) if is_joined else None
     whole = experts.Kernels(
-        gather(gate, embed_axes), gather(up, embed_axes), gather(down, hidden_axes)
+        None if is_joined else gather(own.gate, embed_axes),
+        None if is_joined else gather(own.up, embed_axes),
+        gather(own.down, hidden_axes),
+        gather_pair(own.gate_adapter, embed_axes),
+        gather_pair(own.up_adapter, embed_axes),
+        gather_pair(own.down_adapter, hidden_axes),
+        None if joined is None else gather(joined, embed_axes),
     )
     run_local = functools.partial(
         _run_local,
@@ -197,6 +228,18 @@ def _run_on_device(
         overflow = jnp.sum(overflow)
     # 4 bytes a layer.
     return out.reshape(1, *x.shape), jax.lax.psum(overflow, token_axes)
+
+
+def _axes_of(kernels: experts.Kernels) -> list[tuple[str | None, ...]]:
+    """Return the logical axes of each array of kernels and adapters, as they flatten."""
+    axes: list[tuple[str | None, ...]] = [INTO_AXES, INTO_AXES, OUT_OF_AXES]
+    for adapter, own in (
+        (kernels.gate_adapter, INTO_ADAPTER_AXES),
+        (kernels.up_adapter, INTO_ADAPTER_AXES),
+        (kernels.down_adapter, OUT_OF_ADAPTER_AXES),
+    ):
+        axes += [] if adapter is None else own
+    return axes
 
 
 def _run_local(

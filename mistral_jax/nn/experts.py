@@ -22,17 +22,38 @@ from mistral_jax.nn.kernels import experts_ragged
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class LowRank:
+    """A low-rank adapter of one projection of every expert: x @ a @ b is added to x @ kernel.
+
+    Attributes:
+        a: [E, in, R], with the kernels' own leading axes.
+        b: [E, R, out].
+    """
+
+    a: Float[Array, "*E n_in R"]
+    b: Float[Array, "*E R n_out"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Kernels:
-    """The three projections of every expert.
+    """The three projections of every expert, and their adapters where there are any.
 
     Attributes:
         gate, up: [E, D, F], group after group; as parameters [groups, experts of a group, D, F].
         down: [E, F, D], likewise.
+        gate_adapter, up_adapter, down_adapter: of each, or None.
+        gate_up: [E, D, 2 F], gate and up side by side in place of both, for the implementations in
+            JOINED: a row is then read once for the two, and so is its gradient written.
     """
 
-    gate: Float[Array, "*E D F"]
-    up: Float[Array, "*E D F"]
-    down: Float[Array, "*E F D"]
+    gate: Float[Array, "*E D F"] | None
+    up: Float[Array, "*E D F"] | None
+    down: Float[Array, "*E f d"]  # a device may hold other parts of it than of gate
+    gate_adapter: LowRank | None = None
+    up_adapter: LowRank | None = None
+    down_adapter: LowRank | None = None
+    gate_up: Float[Array, "*E D F2"] | None = None
 
 
 IMPLEMENTATIONS = {
@@ -41,6 +62,7 @@ IMPLEMENTATIONS = {
     "ragged": experts_ragged.run,
     "grouped": experts_grouped.run,
 }
+JOINED = ("ragged", "grouped")
 PLATFORM_DEFAULTS = {"cpu": "blocks", "gpu": "grouped", "tpu": "ragged"}
 
 

@@ -19,6 +19,7 @@ from mistral_jax.config import model as model_config
 from mistral_jax.nn import expert_parallel
 from mistral_jax.nn import experts
 from mistral_jax.nn import layers
+from mistral_jax.nn import quantised
 from mistral_jax.nn import routing
 
 
@@ -26,7 +27,7 @@ class ExpertKernel(nnx.Module):
     """One projection of every expert.
 
     Attributes:
-        kernel: [groups, experts of a group, in, out].
+        kernel: [groups, experts of a group, in, out]; frozen, it may be quantised.
     """
 
     def __init__(
@@ -40,9 +41,15 @@ class ExpertKernel(nnx.Module):
         kernel = jax.random.normal(rngs.params(), shape, jnp.float32) * init_std
         self.kernel = nnx.Param(kernel, axes=("group", "expert", *axes))
 
-    def base_kernel(self) -> Float[Array, "groups experts n_in n_out"]:
-        """Return the kernels as they are stored; expert_parallel.py casts them."""
+    def base_kernel(self, dtype: np.dtype) -> Float[Array, "groups experts n_in n_out"]:
+        """Return the kernels as they are stored (expert_parallel.py casts them), or dequantised."""
+        if isinstance(self.kernel, quantised.QuantisedKernel):
+            return self.kernel.dequantised(dtype)
         return self.kernel[...]
+
+    def low_rank(self) -> experts.LowRank | None:
+        """Return the experts' adapters; a plain projection has none."""
+        return None
 
 
 class Router(nnx.Module):
@@ -131,13 +138,24 @@ class MoeSwiGlu(nnx.Module):
         bias = None if self.router.bias is None else self.router.bias[...]
         choice = routing.choose(scores, self.ffn, bias=bias, is_token=is_token, control=control)
         aux = routing.aux_of(logits, scores, choice, is_token, is_recorded=control.is_recorded)
-        kernels = experts.Kernels(
-            *(m.base_kernel() for m in (self.gate_proj, self.up_proj, self.down_proj))
-        )
+        projections = (self.gate_proj, self.up_proj, self.down_proj)
+
+        def run(x: Float[Array, "B T D"], choice: routing.Choice) -> tuple[Array, Array]:
+            gate, up, down = (each.base_kernel(self.compute_dtype) for each in projections)
+            kernels = experts.Kernels(
+                gate, up, down, self.gate_proj.low_rank(), self.up_proj.low_rank(),
+                self.down_proj.low_rank(),
+            )  # fmt: skip
+            return expert_parallel.run(
+                x, choice, kernels, self.placement,
+                groups_per_token=self.ffn.groups_per_token, max_per_group=self.ffn.max_per_group,
+            )  # fmt: skip
+
+        if isinstance(self.gate_proj.kernel, quantised.QuantisedKernel):
+            # Kernels are dequantised again in the backward pass; matmuls' outputs are kept.
+            run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_saveable)
         x = x.astype(self.compute_dtype)
-        out, overflow = expert_parallel.run(
-            x, choice, kernels, self.placement, groups_per_token=self.ffn.groups_per_token
-        )
+        out, overflow = run(x, choice)
         if self.shared is not None:
             out = out + self.shared(x, dropout_key=dropout_key)
         return out, aux.with_overflow(overflow)

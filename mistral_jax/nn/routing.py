@@ -114,12 +114,16 @@ def choose(
     else:
         # The choice is a step function of the scores: it has no gradient to follow.
         biased = jax.lax.stop_gradient(scores if bias is None else scores + bias)
-        experts = jax.lax.top_k(_within_groups(biased, ffn, control.force_group), ffn.top_k)[1]
+        if ffn.within_groups == "even":
+            experts = _best_of_each(biased, ffn, control.force_group)
+        else:
+            experts = jax.lax.top_k(_within_groups(biased, ffn, control.force_group), ffn.top_k)[1]
+    is_used = experts < ffn.num_experts
     weights = jnp.take_along_axis(scores, jnp.minimum(experts, ffn.num_experts - 1), axis=-1)
+    weights = jnp.where(is_used, weights, 0.0)
     if ffn.is_normalised:
         weights = weights / (jnp.sum(weights, axis=-1, keepdims=True) + SUM_EPSILON)
     weights = weights * ffn.weights_scale
-    is_used = experts < ffn.num_experts
     if is_token is not None:
         is_used &= is_token[..., None]
     return Choice(
@@ -142,10 +146,31 @@ def _within_groups(
     elif ffn.chosen_groups == ffn.num_groups:
         return biased
     else:
-        best = jax.lax.top_k(grouped, min(BEST_OF_GROUP, ffn.group_size))[0]
-        groups = jax.lax.top_k(jnp.sum(best, axis=-1), ffn.chosen_groups)[1]
+        groups = _best_groups(grouped, ffn)
         is_allowed = jnp.any(jax.nn.one_hot(groups, ffn.num_groups, dtype=bool), axis=-2)
     return jnp.where(is_allowed[..., None], grouped, -jnp.inf).reshape(biased.shape)
+
+
+def _best_groups(grouped: Float[Array, "B T G e"], ffn: model_config.MoeFfn) -> Int[Array, "B T g"]:
+    best = jax.lax.top_k(grouped, min(BEST_OF_GROUP, ffn.group_size))[0]
+    return jax.lax.top_k(jnp.sum(best, axis=-1), ffn.chosen_groups)[1]
+
+
+def _best_of_each(
+    biased: Float[Array, "B T E"], ffn: model_config.MoeFfn, force_group: Int[Array, " B"] | None
+) -> Int[Array, "B T k"]:
+    """Return equally many experts of each chosen group; a forced one gives its share alone."""
+    grouped = biased.reshape(*biased.shape[:-1], ffn.num_groups, ffn.group_size)
+    groups = _best_groups(grouped, ffn)
+    if force_group is not None:  # the first place is the forced group's, the others are nobody's
+        places = jnp.arange(ffn.chosen_groups)
+        groups = jnp.where(places == 0, force_group[:, None, None], ffn.num_groups)
+        groups = jnp.broadcast_to(groups, (*biased.shape[:-1], ffn.chosen_groups))
+    members = jax.lax.top_k(grouped, ffn.max_per_group)[1]  # [B, T, G, k / g]
+    index = jnp.minimum(groups, ffn.num_groups - 1)[..., None]
+    experts = groups[..., None] * ffn.group_size + jnp.take_along_axis(members, index, axis=-2)
+    experts = jnp.minimum(experts, ffn.num_experts)
+    return experts.reshape(*biased.shape[:-1], ffn.top_k)
 
 
 def aux_of(

@@ -10,6 +10,7 @@ import importlib.util
 import re
 import time
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jax.sharding import Mesh
 
 from mistral_jax import protocols
 from mistral_jax import sharding
+from mistral_jax.formats import names
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.train import held_out
 from mistral_jax.train import hlo_traffic
@@ -123,11 +125,19 @@ def abstract_batch(num_micro: int, rows: int, num_tokens: int, mesh: Mesh) -> di
 def abstract_frozen(
     definition: definition_lib.Definition, mesh: Mesh, dtype: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes of the parameters that do not train."""
+    """Return the shapes of the parameters that do not train.
+
+    Quantised kernels' and those that are always float32 keep their dtypes, all others have the
+    given one.
+    """
     shardings = definition.shardings(mesh)
     trained = set(definition.trainable_paths())
     return {
-        path: jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shardings[path])
+        path: jax.ShapeDtypeStruct(
+            shape.shape,
+            shape.dtype if "/kernel/" in path or path in names.FLOAT32_PATHS else dtype,
+            sharding=shardings[path],
+        )
         for path, shape in definition.shapes.items()
         if path not in trained
     }
@@ -147,6 +157,8 @@ def compile_step(
     frozen: dict[str, Any],
     batch: dict[str, Any],
     mesh: Mesh,
+    *,
+    expected_trips: Mapping[str, float] | None = None,
 ) -> Compiled:
     """Trace, lower and compile the jitted step from train/step.py for the mesh's devices.
 
@@ -154,6 +166,7 @@ def compile_step(
         step: as train/step.py makes it.
         state, frozen, batch: shapes with shardings.
         mesh: of devices that need not exist.
+        expected_trips: as hlo_traffic.read takes them.
 
     Raises:
         CompilerRefused: the step does not fit; the message is the compiler's.
@@ -181,7 +194,7 @@ def compile_step(
             temporaries=found.temp_size_in_bytes,
             code=found.generated_code_size_in_bytes,
         ),
-        traffic=hlo_traffic.read(text, sizes),
+        traffic=hlo_traffic.read(text, sizes, expected_trips=expected_trips),
         num_equations=count_equations(traced.jaxpr.jaxpr),
         trace_s=middle - started,
         compile_s=done - middle,

@@ -77,6 +77,15 @@ class Computation:
         return found[0] if found else list(self.instructions.values())[-1]
 
     @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """The instructions that take each one's result, by name."""
+        found: dict[str, list[Instruction]] = {}
+        for each in self.instructions.values():
+            for name in dict.fromkeys(each.operands):
+                found.setdefault(name, []).append(each)
+        return found
+
+    @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
         """Its parameters by number."""
         return {

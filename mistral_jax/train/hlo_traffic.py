@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -85,21 +86,28 @@ class Traffic:
     unknown_loops: tuple[str, ...]
 
 
-def read(text: str, mesh: dict[str, int] | None = None) -> Traffic:
+def read(
+    text: str,
+    mesh: dict[str, int] | None = None,
+    *,
+    expected_trips: Mapping[str, float] | None = None,
+) -> Traffic:
     """Read a compiled module.
 
     Args:
         text: from `compiled.as_text()`.
         mesh: sizes of the mesh axes in their order, for the collectives' axes.
+        expected_trips: mean trip counts of loops that turn as often as their data say, by the
+            named scope that they stand in.
 
     Raises:
         ValueError: the text is no module.
     """
     computations, entry = hlo.parse(text)
-    walk = _Walk(computations, mesh or {})
-    walk.visit(computations[entry], 1)
+    walk = _Walk(computations, mesh or {}, expected_trips or {})
+    walk.visit(computations[entry], 1.0)
     return Traffic(
-        tuple(walk.collectives), walk.hbm_bytes, walk.kernels,
+        tuple(walk.collectives), round(walk.hbm_bytes), walk.kernels,
         tuple(walk.loops), tuple(walk.unknown_loops),
     )  # fmt: skip
 
@@ -107,36 +115,55 @@ def read(text: str, mesh: dict[str, int] | None = None) -> Traffic:
 class _Walk:
     """One pass over the calls from the entry, with how often each computation runs."""
 
-    def __init__(self, computations: dict[str, hlo.Computation], mesh: dict[str, int]) -> None:
-        self.computations, self.mesh = computations, mesh
+    def __init__(
+        self,
+        computations: dict[str, hlo.Computation],
+        mesh: dict[str, int],
+        expected_trips: Mapping[str, float],
+    ) -> None:
+        self.computations, self.mesh, self.expected_trips = computations, mesh, expected_trips
         self.collectives: list[Collective] = []
-        self.hbm_bytes = 0
+        self.hbm_bytes = 0.0
         self.kernels: dict[str, int] = {}
         self.loops: list[int] = []
         self.unknown_loops: list[str] = []
 
-    def visit(self, computation: hlo.Computation, times: int) -> None:
+    def visit(self, computation: hlo.Computation, times: float) -> None:
         # A collective that runs beside other work stands in several fusions, under one channel.
         channels: set[str] = set()
         for instruction in computation.instructions.values():
             inner = list(self._inner(instruction))
-            self.hbm_bytes += times * _traffic(instruction, computation, inner)
+            self.hbm_bytes += times * _traffic(instruction, computation, self.computations)
             self._count(instruction, computation, times, channels)
             if instruction.opcode == "while":
                 trips = self._trip_count(instruction, computation)
-                if trips is None:
-                    self.unknown_loops.append(instruction.name)
-                else:
+                if trips is not None:
                     self.loops.append(trips)
+                elif (trips := self._expected_trips(instruction)) is None:
+                    self.unknown_loops.append(instruction.name)
                 body = self.computations[instruction.callee("body")]
                 self.visit(body, times * (1 if trips is None else trips))
             elif instruction.opcode == "fusion":
                 for called in inner:
                     for each in called.instructions.values():
                         self._count(each, called, times, channels)
+            elif instruction.opcode == "conditional":
+                self._visit_costliest(inner, times)
             else:
                 for called in inner:
                     self.visit(called, times)
+
+    def _visit_costliest(self, branches: list[hlo.Computation], times: float) -> None:
+        """Visit the branch that moves most; which one runs is not known, but only one does."""
+
+        def bytes_of(branch: hlo.Computation) -> float:
+            trial = _Walk(self.computations, self.mesh, self.expected_trips)
+            trial.visit(branch, 1.0)
+            sent = sum(each.sent_bytes * each.times for each in trial.collectives)
+            return trial.hbm_bytes + sent
+
+        if branches:
+            self.visit(max(branches, key=bytes_of), times)
 
     def _inner(self, instruction: hlo.Instruction) -> Iterator[hlo.Computation]:
         """Yield what it runs once; a reduction's function of two elements is not counted."""
@@ -150,14 +177,14 @@ class _Walk:
         self,
         instruction: hlo.Instruction,
         computation: hlo.Computation,
-        times: int,
+        times: float,
         channels: set[str],
     ) -> None:
         """Add a collective or a kernel to the lists."""
         if instruction.opcode == "custom-call":
             target = _TARGET.search(instruction.attributes)
             name = target[1] if target else "unknown"
-            self.kernels[name] = self.kernels.get(name, 0) + times
+            self.kernels[name] = self.kernels.get(name, 0) + round(times)
         if instruction.opcode.removesuffix("-start") not in KINDS:
             return
         channel = _CHANNEL.search(instruction.attributes)
@@ -165,7 +192,13 @@ class _Walk:
             return
         if channel is not None:
             channels.add(channel[1])
-        self.collectives.append(_collective(instruction, computation, times, self.mesh))
+        self.collectives.append(_collective(instruction, computation, round(times), self.mesh))
+
+    def _expected_trips(self, loop: hlo.Instruction) -> float | None:
+        found = _OP_NAME.search(loop.attributes)
+        scopes = found[1].split("/") if found else []
+        known = (self.expected_trips[each] for each in scopes if each in self.expected_trips)
+        return next(known, None)
 
     def _trip_count(self, loop: hlo.Instruction, computation: hlo.Computation) -> int | None:
         if known := _TRIPS.search(loop.attributes):
@@ -291,7 +324,9 @@ def _spanned(members: list[int], mesh: dict[str, int]) -> tuple[str, ...]:
 
 
 def _traffic(
-    instruction: hlo.Instruction, computation: hlo.Computation, inner: list[hlo.Computation]
+    instruction: hlo.Instruction,
+    computation: hlo.Computation,
+    computations: dict[str, hlo.Computation],
 ) -> int:
     """Return the bytes of main memory that one run of an instruction reads and writes."""
     opcode = instruction.opcode
@@ -308,8 +343,8 @@ def _traffic(
         else 0
         for name in instruction.operands
     ]
-    if opcode == "fusion" and inner:
-        return _fusion_traffic(inner[0], operands, instruction)
+    if opcode == "fusion":
+        return _fusion_traffic(instruction, operands, computations)
     if opcode.endswith("-start"):
         return sum(operands)
     if opcode in SLICES:
@@ -319,35 +354,42 @@ def _traffic(
     return sum(operands) + result
 
 
-def _fusion_traffic(inner: hlo.Computation, operands: list[int], fusion: hlo.Instruction) -> int:
+def _fusion_traffic(
+    fusion: hlo.Instruction, operands: list[int], computations: dict[str, hlo.Computation]
+) -> int:
     """Return a fusion's traffic; what it only slices, updates in place or passes on is not read."""
-    users: dict[str, list[hlo.Instruction]] = {}
-    for each in inner.instructions.values():
-        for name in each.operands:
-            users.setdefault(name, []).append(each)
+    inner = computations[fusion.callee("calls")]
     total = 0
     for number, size in enumerate(operands):
         parameter = inner.parameters.get(number)
         if parameter is not None and size:
-            total += min(size, _read_bytes(parameter.name, users, size))
+            total += min(size, _read_bytes(parameter.name, inner, size, computations))
     members = hlo.elements(fusion.result)
     roots = inner.root.operands if inner.root.opcode == "tuple" else [inner.root.name]
     for member, name in zip(members, roots):
         size = hlo.size_bytes(member, only_hbm=True)
-        total += min(size, _written_bytes(inner, name, size))
+        total += min(size, _written_bytes(inner, name, size, computations))
     return total
 
 
-def _read_bytes(name: str, users: dict[str, list[hlo.Instruction]], size: int) -> int:
+def _read_bytes(
+    name: str, inner: hlo.Computation, size: int, computations: dict[str, hlo.Computation]
+) -> int:
     """Return how much of an operand the instructions of a fusion read."""
     total = 0
-    for user in users.get(name, []):
+    for user in inner.users.get(name, []):
         if user.opcode in SLICES and user.operands[0] == name:
             total += hlo.size_bytes(user.result)
         elif user.opcode == "bitcast":
-            total += _read_bytes(user.name, users, size)
+            total += _read_bytes(user.name, inner, size, computations)
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue
+        elif user.opcode == "fusion":  # inside the fusion, another one
+            called = computations[user.callee("calls")]
+            for number, operand in enumerate(user.operands):
+                if operand == name:
+                    parameter = called.parameters[number].name
+                    total += _read_bytes(parameter, called, size, computations)
         elif user.opcode in ("tuple", "custom-call") or user.opcode in KINDS:
             continue  # passed on; a collective's own bytes count where it starts
         else:
@@ -355,7 +397,9 @@ def _read_bytes(name: str, users: dict[str, list[hlo.Instruction]], size: int) -
     return total
 
 
-def _written_bytes(inner: hlo.Computation, name: str, size: int) -> int:
+def _written_bytes(
+    inner: hlo.Computation, name: str, size: int, computations: dict[str, hlo.Computation]
+) -> int:
     """Return how much of a result a fusion writes."""
     found = inner.instructions.get(name)
     while found is not None and found.opcode == "bitcast":
@@ -364,4 +408,11 @@ def _written_bytes(inner: hlo.Computation, name: str, size: int) -> int:
         return 0
     if found.opcode == "dynamic-update-slice":
         return hlo.size_bytes(inner.instructions[found.operands[1]].result)
+    if found.opcode == "fusion":
+        called = computations[found.callee("calls")]
+        return (
+            size
+            if called.root.opcode == "tuple"
+            else _written_bytes(called, called.root.name, size, computations)
+        )
     return size

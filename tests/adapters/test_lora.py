@@ -10,7 +10,9 @@ import pytest
 
 from mistral_jax import rng
 from mistral_jax import sharding
+from mistral_jax.adapters import attach
 from mistral_jax.adapters import lora
+from mistral_jax.adapters import merging
 from mistral_jax.config import model as model_config
 from mistral_jax.config import presets
 from mistral_jax.models import definition as definition_lib
@@ -75,7 +77,7 @@ def test_an_adapter_that_has_trained_changes_the_model() -> None:
 def test_merged_equals_unmerged() -> None:
     arrays = {path: np.asarray(trained()[path]) for path in define().trainable_paths()}
     base = {path: np.asarray(value) for path, value in base_only(trained()).items()}
-    reader = readers.MergedReader(readers.TreeReader(base, TINY), arrays, adapter().scale)
+    reader = readers.MergedReader(readers.TreeReader(base, TINY), arrays, adapter())
     merged = {
         path: jnp.stack([reader.read(path, (layer,)) for layer in range(2)])
         if path.startswith("layers/")
@@ -91,7 +93,7 @@ def test_merging_adds_the_scaled_product_in_float32() -> None:
     kernel = np.ones((2, 6, 5), ml_dtypes.bfloat16)
     lora_a = generator.normal(size=(2, 6, 3)).astype(np.float32) * 0.05
     lora_b = generator.normal(size=(2, 3, 5)).astype(np.float32) * 0.05
-    out = lora.merged(kernel, lora_a, lora_b, 2.0)
+    out = merging.merged(kernel, lora_a, lora_b, 2.0)
     expected = (1 + 2.0 * np.einsum("lir,lro->lio", lora_a, lora_b)).astype(ml_dtypes.bfloat16)
     assert out.dtype == kernel.dtype
     np.testing.assert_array_equal(out, expected)
@@ -140,27 +142,7 @@ def test_a_module_that_is_not_there_is_refused() -> None:
     layers = definition_lib.define(TINY).bind(base_only(fresh())).layers
     del layers.mlp.up_proj
     with pytest.raises(ValueError, match="the model has no up_proj"):
-        lora.adapt([layers], adapter(target_modules=("q_proj", "up_proj")), key=rng.seed_key(0))
-
-
-def test_a_mixtures_experts_are_refused_and_the_message_lists_what_there_is() -> None:
-    mixture = TINY.model_copy(
-        update={
-            "ffn": model_config.MoeFfn(
-                width=8, num_experts=4, top_k=2, num_dense_layers=1, dense_width=16
-            )
-        }
-    )
-    with pytest.raises(
-        ValueError, match=r"experts .* are not written yet; choose among k_proj, o_"
-    ):
-        definition_lib.define(mixture, adapter=adapter(target_modules=("q_proj", "down_proj")))
-    definition = definition_lib.define(mixture, adapter=adapter(target_modules=("q_proj",)))
-    assert set(definition.trainable_paths()) == {
-        f"{stack}/attention/q_proj/{name}"
-        for stack in ("layers", "dense_layers")
-        for name in ("lora_a", "lora_b")
-    }
+        attach.adapt([layers], adapter(target_modules=("q_proj", "up_proj")), key=rng.seed_key(0))
 
 
 def test_a_starts_uniform_with_peft_bounds_and_differs_by_module_and_layer() -> None:

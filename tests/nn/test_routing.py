@@ -34,6 +34,44 @@ def chosen_in_numpy(scores: np.ndarray, ffn: model_config.MoeFfn) -> set[int]:
     return set(sorted(allowed, key=lambda e: -scores[e])[: ffn.top_k])
 
 
+EVEN = GROUPED.model_copy(update={"top_k": 4, "within_groups": "even"})
+
+
+def test_even_routing_takes_equally_many_of_each_chosen_group() -> None:
+    scores, bias = draw_scores(3, 2, 7, 12), jnp.linspace(-0.2, 0.2, 12)
+    choice = choose(scores, EVEN, bias=bias)
+    for row, experts, weights in zip(
+        np.asarray(scores).reshape(-1, 12), choice.experts.reshape(-1, 4),
+        choice.weights.reshape(-1, 4), strict=True,
+    ):  # fmt: skip
+        grouped = (row + np.asarray(bias)).reshape(4, 3)
+        groups = np.argsort(-np.sort(grouped, axis=1)[:, -2:].sum(axis=1))[:2]
+        expected = {3 * g + e for g in groups for e in np.argsort(-grouped[g])[:2]}
+        assert set(experts.tolist()) == expected
+        np.testing.assert_allclose(weights, 2.0 * row[experts] / row[experts].sum(), rtol=1e-5)
+
+
+def test_a_forced_group_under_even_routing_works_as_if_it_were_alone() -> None:
+    scores = draw_scores(4, 2, 5, 12)
+    control = routing.Control(force_group=jnp.asarray([3, 1]))
+    choice = choose(scores, EVEN, control=control)
+    alone = EVEN.model_copy(
+        update={"num_experts": 3, "num_groups": 1, "groups_per_token": None, "top_k": 2}
+    )
+    for row, group in enumerate((3, 1)):
+        own = choose(scores[row : row + 1, :, 3 * group : 3 * group + 3], alone)
+        np.testing.assert_array_equal(choice.experts[row, :, :2], own.experts[0] + 3 * group)
+        np.testing.assert_allclose(choice.weights[row, :, :2], own.weights[0], rtol=1e-6)
+    assert (choice.experts[..., 2:] == 12).all() and not choice.weights[..., 2:].any()
+
+
+def test_even_routing_needs_a_top_k_that_the_groups_divide() -> None:
+    with pytest.raises(ValueError, match="multiples of the 2 groups that a token uses, got 3"):
+        model_config.MoeFfn.model_validate(
+            GROUPED.model_dump(mode="json") | {"within_groups": "even"}, strict=False
+        )
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**16),

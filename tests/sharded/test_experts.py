@@ -41,6 +41,7 @@ class Case:
     choice: routing.Choice
     kernels: experts.Kernels
     groups_per_token: int
+    max_per_group: int | None = None
 
 
 def make_case(
@@ -93,7 +94,7 @@ def value_and_gradients(case: Case, placement: expert_parallel.Placement) -> tup
         def loss(x: jax.Array, weights: jax.Array, kernels: experts.Kernels) -> tuple:
             found = expert_parallel.run(
                 x, routing.Choice(chosen, weights), kernels, placement,
-                groups_per_token=case.groups_per_token,
+                groups_per_token=case.groups_per_token, max_per_group=case.max_per_group,
             )  # fmt: skip
             return jnp.sum(found[0] * direction), found
 
@@ -131,11 +132,37 @@ def on_one_device(shape: tuple[int, int, int], kind: str) -> tuple:
     return value_and_gradients(make_case(shape, kind=kind), expert_parallel.Placement("all"))
 
 
-def on_mesh(case: Case, sizes: dict[str, int], **how: float | str) -> tuple:
+def on_mesh(
+    case: Case, sizes: dict[str, int], implementation: str = "all", **how: float | str
+) -> tuple:
     """Return value and gradients on a mesh over the first devices."""
     mesh = sharding.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
     with jax.set_mesh(mesh):
-        return value_and_gradients(case, expert_parallel.Placement("all", **how))
+        return value_and_gradients(case, expert_parallel.Placement(implementation, **how))
+
+
+@pytest.mark.parametrize("sizes", [{"expert": 4, "fsdp": 2}, {"expert": 2, "tensor": 2}], ids=str)
+def test_joined_kernels_and_even_choices_equal_the_oracle(sizes: dict[str, int]) -> None:
+    """A grouped matmul reads gate and up at once; of each device a token uses so many at most."""
+    case = make_case((8, 4, 2), kind="even")
+    generator = np.random.default_rng(11)
+    groups = np.argsort(generator.random((B, T, 8)), axis=-1)[..., :2, None]
+    members = np.argsort(generator.random((B, T, 2, 4)), axis=-1)[..., :2]
+    chosen = (4 * groups + members).reshape(B, T, 4).astype(np.int32)
+    weights = generator.random(chosen.shape).astype(np.float32)
+    choice = routing.Choice(jnp.asarray(chosen), jnp.asarray(weights))
+    case = dataclasses.replace(case, choice=choice, max_per_group=2)
+    expected = value_and_gradients(case, expert_parallel.Placement("all"))
+    found = on_mesh(case, sizes, "ragged", transport="padded", buffer_factor=ROOM)
+    assert_all_close(found, expected)
+
+
+def test_a_choice_beyond_the_known_limit_of_a_group_is_counted() -> None:
+    case = make_case((8, 4, 2), kind="one_group")
+    case = dataclasses.replace(case, max_per_group=1)
+    (_, overflow), _ = on_mesh(case, {"expert": 8}, transport="padded", buffer_factor=ROOM)
+    used = int((np.asarray(case.choice.experts) < 32).sum())
+    assert overflow == used - used // case.choice.experts.shape[-1]
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)

@@ -210,6 +210,69 @@ def test_traffic_of_a_slice_is_the_slice():
     assert stack.nbytes <= read.hbm_bytes <= 6 * stack.nbytes
 
 
+NESTED_TEXT = """HloModule nested
+
+%inner (q.1: f32[58,8,128], q.2: s32[]) -> f32[8,128] {
+  %q.1 = f32[58,8,128]{2,1,0} parameter(0)
+  %q.2 = s32[] parameter(1)
+  %part = f32[1,8,128]{2,1,0} dynamic-slice(%q.1, %q.2, %q.2, %q.2), dynamic_slice_sizes={1,8,128}
+  ROOT %flat = f32[8,128]{1,0} bitcast(%part)
+}
+
+%outer (p.1: f32[58,8,128], p.2: s32[]) -> f32[8,128] {
+  %p.1 = f32[58,8,128]{2,1,0} parameter(0)
+  %p.2 = s32[] parameter(1)
+  %taken = f32[8,128]{1,0} fusion(%p.1, %p.2), kind=kLoop, calls=%inner
+  ROOT %sine = f32[8,128]{1,0} sine(%taken)
+}
+
+%little (l: f32[58,8,128]) -> f32[8,128] {
+  %l = f32[58,8,128]{2,1,0} parameter(0)
+  ROOT %few = f32[8,128]{1,0} slice(%l), slice={[0:1], [0:8], [0:128]}
+}
+
+%much (m: f32[58,8,128]) -> f32[8,128] {
+  %m = f32[58,8,128]{2,1,0} parameter(0)
+  %c = f32[58,8,128]{2,1,0} copy(%m)
+  ROOT %few.1 = f32[8,128]{1,0} slice(%c), slice={[0:1], [0:8], [0:128]}
+}
+
+%more (t: (f32[8,128], s32[])) -> (f32[8,128], s32[]) {
+  %t = (f32[8,128]{1,0}, s32[]) parameter(0)
+  %v = f32[8,128]{1,0} get-tuple-element(%t), index=0
+  %i = s32[] get-tuple-element(%t), index=1
+  %w = f32[8,128]{1,0} negate(%v)
+  ROOT %u = (f32[8,128]{1,0}, s32[]) tuple(%w, %i)
+}
+
+%until (t.1: (f32[8,128], s32[])) -> pred[] {
+  %t.1 = (f32[8,128]{1,0}, s32[]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%t.1), index=1
+  ROOT %is = pred[] compare(%i.1, %i.1), direction=LT
+}
+
+ENTRY %main (a: f32[58,8,128], b: s32[]) -> f32[8,128] {
+  %a = f32[58,8,128]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %f = f32[8,128]{1,0} fusion(%a, %b), kind=kLoop, calls=%outer
+  %g = f32[8,128]{1,0} conditional(%b, %a, %a), branch_computations={%little, %much}
+  %s = (f32[8,128]{1,0}, s32[]) tuple(%f, %b)
+  %n = (f32[8,128]{1,0}, s32[]) while(%s), condition=%until, body=%more, metadata={op_name="jit(step)/of_data/while"}
+  ROOT %h = f32[8,128]{1,0} get-tuple-element(%n), index=0
+}
+"""
+
+
+def test_slices_in_inner_fusions_branches_and_loops_of_the_data_count_by_what_they_move():
+    stack = 58 * SHARD
+    read = hlo_traffic.read(NESTED_TEXT)
+    # The slice, its index and its result; the costlier branch alone; the loop once, and named.
+    expected = (2 * SHARD + 4) + (2 * stack + 2 * SHARD) + 2 * SHARD
+    assert (read.hbm_bytes, read.unknown_loops) == (expected, ("n",))
+    read = hlo_traffic.read(NESTED_TEXT, expected_trips={"of_data": 2.5})
+    assert (read.hbm_bytes, read.unknown_loops) == (expected + 3 * SHARD, ())
+
+
 def test_work_beside_the_rest_counts_at_its_start_and_end():
     beside = """  %one = u32[]{:T(128)} constant(1)
   %far = ((f32[8,128]{1,0}), f32[4,128]{1,0}, u32[]{:S(8)}) call-start(%a), to_apply=%gather

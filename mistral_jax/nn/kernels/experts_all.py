@@ -28,12 +28,21 @@ def run(
     by_expert = jnp.einsum("nk,nke->en", choice.weights, one_hot)
 
     def add_expert(total: Float[Array, "N D"], expert: tuple) -> tuple[Float[Array, "N D"], None]:
-        weight, gate, up, down = expert
-        hidden = jax.nn.silu(layers.project(x, gate)) * layers.project(x, up)
-        out = layers.project(hidden, down)
+        weight, own = expert
+        gate = _project(x, own.gate, own.gate_adapter)
+        hidden = jax.nn.silu(gate) * _project(x, own.up, own.up_adapter)
+        out = _project(hidden, own.down, own.down_adapter)
         # float32: k outputs add up, in an order that must not matter.
         return total + out.astype(jnp.float32) * weight[:, None], None
 
     zero = jnp.zeros(x.shape, jnp.float32)
-    inputs = (by_expert, kernels.gate, kernels.up, kernels.down)
-    return jax.lax.scan(add_expert, zero, inputs)[0].astype(x.dtype)
+    return jax.lax.scan(add_expert, zero, (by_expert, kernels))[0].astype(x.dtype)
+
+
+def _project(
+    rows: Float[Array, "N A"], kernel: Float[Array, "A B"], adapter: "experts_lib.LowRank | None"
+) -> Float[Array, "N B"]:
+    out = layers.project(rows, kernel)
+    if adapter is None:
+        return out
+    return out + layers.project(layers.project(rows, adapter.a), adapter.b)

@@ -1,13 +1,15 @@
 """Sorted pairs, block by block, each block with its expert's weights: dropless, any platform.
 
 The number of blocks is a trip count, so that padding and experts without tokens cost nothing. The
-backward pass adds each block's weight gradients into [E, D, F] in place; the forward pass keeps
-the two projections into the experts, not the tokens' copies and not the outputs.
+backward pass adds each block's weight gradients into [E, D, F] in place, of those weights alone
+that are differentiated: a frozen kernel costs neither the array nor the products. The forward pass
+keeps the two projections into the experts, not the tokens' copies and not the outputs.
 """
 
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +30,10 @@ BLOCK_ROWS = (512, 128, 32)
 # Below as many rows an expert, blocks of 8 too: a quarter of the work for a few tokens.
 FEW_ROWS, SMALLEST_BLOCK = 64, 8
 
-# Gate, up, down, as in experts.Kernels. Not that dataclass: custom_vjp rebuilds dataclasses around
-# placeholders, which the tests' type checks refuse.
-Kernels = tuple[Array, Array, Array]
+# A kernel and its low-rank pair or None, of gate, up and down. Not experts.Kernels: custom_vjp
+# rebuilds dataclasses around placeholders, which the tests' type checks refuse.
+Projection = tuple[Array, tuple[Array, Array] | None]
+Projections = tuple[Projection, Projection, Projection]
 GATE, UP, DOWN = range(3)
 
 
@@ -54,22 +57,36 @@ def run(
     max_pairs: int | None = None,
 ) -> Float[Array, "N D"]:
     """Return the weighted sum of the chosen experts' outputs; see experts.run_experts."""
-    arrays = (kernels.gate, kernels.up, kernels.down)
-    return _run(max_pairs, x, choice.experts, choice.weights, arrays)
+    whole = (kernels.gate, kernels.up, kernels.down)
+    adapters = (kernels.gate_adapter, kernels.up_adapter, kernels.down_adapter)
+    projections = tuple(
+        (kernel, None if adapter is None else (adapter.a, adapter.b))
+        for kernel, adapter in zip(whole, adapters, strict=True)
+    )
+    return _run(max_pairs, x, choice.experts, choice.weights, projections)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(
-    max_pairs: int | None, x: Array, experts: Array, weights: Array, kernels: Kernels
+    max_pairs: int | None, x: Array, experts: Array, weights: Array, projections: Projections
 ) -> Array:
-    return _forward(max_pairs, x, experts, weights, kernels, is_kept=False)[0]
+    return _forward(max_pairs, x, experts, weights, projections, is_kept=False)[0]
+
+
+def _forward_to_differentiate(max_pairs: int | None, *inputs: Any) -> tuple[Array, tuple]:
+    """Run, and keep beside the residuals which weights are differentiated; () is yes, None no."""
+    # Inputs come as custom_vjp's pairs of a value and whether it has a tangent.
+    x, experts, weights, projections = jax.tree.map(lambda leaf: leaf.value, inputs)
+    is_trained = jax.tree.map(lambda leaf: () if leaf.perturbed else None, inputs[-1])
+    out, kept = _forward(max_pairs, x, experts, weights, projections, is_kept=True)
+    return out, (*kept, is_trained)
 
 
 def _forward(
-    max_pairs: int | None, x: Array, experts: Array, weights: Array, kernels: Kernels,
+    max_pairs: int | None, x: Array, experts: Array, weights: Array, projections: Projections,
     *, is_kept: bool,
 ) -> tuple[Array, tuple]:  # fmt: skip
-    num_experts, width, hidden_width = kernels[GATE].shape
+    num_experts, width, hidden_width = projections[GATE][0].shape
     sizes = block_rows(_most_pairs(experts.size, max_pairs), num_experts)
     order = experts_order.sort_pairs(experts, num_experts, multiple=sizes[-1], max_pairs=max_pairs)
     tokens = order.tokens
@@ -78,23 +95,25 @@ def _forward(
     def visit(state: tuple, expert: Array, start: Array, size: int) -> tuple:
         outputs, kept = state
         rows = experts_order.take(x, _slice(tokens, start, size))
-        gate, up = rows @ kernels[GATE][expert], rows @ kernels[UP][expert]
+        gate, up = (_project(rows, projections[index], expert) for index in (GATE, UP))
         if kept is not None:
             kept = _write(kept[0], gate, start), _write(kept[1], up, start)
         weight = _slice(row_weights, start, size)[:, None]
         hidden = ((jax.nn.silu(gate) * up).astype(jnp.float32) * weight).astype(x.dtype)
-        return _write(outputs, hidden @ kernels[DOWN][expert], start), kept
+        return _write(outputs, _project(hidden, projections[DOWN], expert), start), kept
 
     def empty(columns: int) -> Array:
         return jnp.zeros((order.pairs.shape[0], columns), x.dtype)
 
     kept = (empty(hidden_width), empty(hidden_width)) if is_kept else None
     outputs, kept = _visit_blocks(order, sizes, visit, (empty(width), kept))
-    return experts_order.collect(outputs, order), (x, row_weights, kernels, order, kept)
+    return experts_order.collect(outputs, order), (x, row_weights, projections, order, kept)
 
 
-def _backward(max_pairs: int | None, residuals: tuple, out_gradient: Array) -> tuple:
-    x, row_weights, kernels, order, (gates, ups) = residuals
+def _backward(max_pairs: int | None, residuals: tuple, out_gradient: Any) -> tuple:
+    x, row_weights, projections, order, (gates, ups), is_trained = residuals
+    if isinstance(out_gradient, jax.custom_derivatives.SymbolicZero):
+        out_gradient = jnp.zeros(out_gradient.aval.shape, out_gradient.aval.dtype)
     tokens = order.tokens
 
     def visit(state: tuple, expert: Array, start: Array, size: int) -> tuple:
@@ -109,18 +128,26 @@ def _backward(max_pairs: int | None, residuals: tuple, out_gradient: Array) -> t
         hidden = silu * up
         weighted = (hidden * weight).astype(x.dtype)
         # Of the hidden row before its weight: times the row it is the weight's gradient.
-        unweighted = (out @ kernels[DOWN][expert].T).astype(jnp.float32)
+        unweighted = _project_back(out, projections[DOWN], expert).astype(jnp.float32)
         hidden_gradient = unweighted * weight
         into_gate = (hidden_gradient * up * (sigmoid + silu * (1 - sigmoid))).astype(x.dtype)
         into_up = (hidden_gradient * silu).astype(x.dtype)
-        into_rows = into_gate @ kernels[GATE][expert].T + into_up @ kernels[UP][expert].T
-        own = _outer(rows, into_gate), _outer(rows, into_up), _outer(weighted, out)
+        into_rows = _project_back(into_gate, projections[GATE], expert)
+        into_rows += _project_back(into_up, projections[UP], expert)
+        sides = (rows, into_gate), (rows, into_up), (weighted, out)
+        own = tuple(
+            _weight_gradients(*both, projection, total, expert)
+            for both, projection, total in zip(sides, projections, gradients, strict=True)
+        )
         return (
             _write(x_rows, into_rows, start),
             _write(weight_rows, jnp.sum(unweighted * hidden, axis=-1), start),
-            tuple(
-                total.at[expert].add(part.astype(jnp.float32), mode="promise_in_bounds")
-                for total, part in zip(gradients, own, strict=True)
+            jax.tree.map(
+                lambda total, part: total.at[expert].add(
+                    part.astype(jnp.float32), mode="promise_in_bounds"
+                ),
+                gradients,
+                own,
             ),
         )
 
@@ -129,19 +156,54 @@ def _backward(max_pairs: int | None, residuals: tuple, out_gradient: Array) -> t
         jnp.zeros((num_rows, x.shape[1]), x.dtype),
         jnp.zeros((num_rows,), jnp.float32),
         # float32: the sum runs over every block of an expert.
-        tuple(jnp.zeros(kernel.shape, jnp.float32) for kernel in kernels),
+        jax.tree.map(
+            lambda weight, asked: None if asked is None else jnp.zeros(weight.shape, jnp.float32),
+            projections,
+            is_trained,
+        ),
     )
-    sizes = block_rows(_most_pairs(order.rows.size, max_pairs), kernels[GATE].shape[0])
+    sizes = block_rows(_most_pairs(order.rows.size, max_pairs), projections[GATE][0].shape[0])
     x_rows, weight_rows, gradients = _visit_blocks(order, sizes, visit, state)
     return (
         experts_order.collect(x_rows, order),
         None,
         experts_order.take(weight_rows, order.rows),
-        tuple(total.astype(k.dtype) for total, k in zip(gradients, kernels, strict=True)),
+        jax.tree.map(
+            lambda weight, total: None if total is None else total.astype(weight.dtype),
+            projections,
+            gradients,
+        ),
     )
 
 
-_run.defvjp(functools.partial(_forward, is_kept=True), _backward)
+_run.defvjp(_forward_to_differentiate, _backward, symbolic_zeros=True)
+
+
+def _project(rows: Array, projection: Projection, expert: Array) -> Array:
+    """Return the rows times an expert's kernel, its adapter's part included."""
+    kernel, pair = projection
+    out = rows @ kernel[expert]
+    return out if pair is None else out + (rows @ pair[0][expert]) @ pair[1][expert]
+
+
+def _project_back(gradient: Array, projection: Projection, expert: Array) -> Array:
+    """Return the gradient of the rows that `_project` took."""
+    kernel, pair = projection
+    out = gradient @ kernel[expert].T
+    return out if pair is None else out + (gradient @ pair[1][expert].T) @ pair[0][expert].T
+
+
+def _weight_gradients(
+    rows: Array, gradient: Array, projection: Projection, wanted: Any, expert: Array
+) -> Any:
+    """Return a block's gradients of an expert's weights, None where `wanted` has None."""
+    (_, pair), (kernel_wanted, pair_wanted) = projection, wanted
+    kernel_part = None if kernel_wanted is None else _outer(rows, gradient)
+    if pair is None or pair_wanted is None:
+        return kernel_part, None
+    a_part = _outer(rows, gradient @ pair[1][expert].T) if pair_wanted[0] is not None else None
+    b_part = _outer(rows @ pair[0][expert], gradient) if pair_wanted[1] is not None else None
+    return kernel_part, (a_part, b_part)
 
 
 def _visit_blocks(

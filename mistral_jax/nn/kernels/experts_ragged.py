@@ -46,17 +46,28 @@ def run(
             step's memory traffic on TPU.
     """
     order = experts_order.sort_pairs(
-        choice.experts, kernels.gate.shape[0], multiple=1, max_pairs=max_pairs
+        choice.experts, kernels.down.shape[0], multiple=1, max_pairs=max_pairs
     )
     is_row = (order.pairs < choice.experts.size)[:, None]
 
-    def project(rows: Float[Array, "S A"], kernel: Float[Array, "E A B"]) -> Float[Array, "S B"]:
+    def multiply(rows: Float[Array, "S A"], kernel: Float[Array, "E A B"]) -> Float[Array, "S B"]:
         out = matmul(rows, kernel, order.sizes)
         # The selection is its own gradient.
         return jnp.where(is_row, out, 0) if is_tail_cleared else out
 
+    def adapted(
+        out: Float[Array, "S B"], rows: Float[Array, "S A"], adapter: "experts_lib.LowRank | None"
+    ) -> Float[Array, "S B"]:
+        return out if adapter is None else out + multiply(multiply(rows, adapter.a), adapter.b)
+
     rows = experts_order.spread(x, order)
-    hidden = jax.nn.silu(project(rows, kernels.gate)) * project(rows, kernels.up)
+    if kernels.gate_up is None:
+        gate, up = multiply(rows, kernels.gate), multiply(rows, kernels.up)
+    else:
+        gate, up = jnp.split(multiply(rows, kernels.gate_up), 2, axis=-1)
+    gate = adapted(gate, rows, kernels.gate_adapter)
+    hidden = jax.nn.silu(gate) * adapted(up, rows, kernels.up_adapter)
     weights = experts_order.take(choice.weights.reshape(-1), order.pairs)
     hidden = (hidden.astype(jnp.float32) * weights[:, None]).astype(x.dtype)
-    return experts_order.collect(project(hidden, kernels.down), order)
+    out = adapted(multiply(hidden, kernels.down), hidden, kernels.down_adapter)
+    return experts_order.collect(out, order)
