@@ -11,12 +11,14 @@ from typing import Any
 
 if TYPE_CHECKING:
     from mistral_jax.api import adapt as adapt
+    from mistral_jax.api import blend_adapters as blend_adapters
     from mistral_jax.api import generate as generate
     from mistral_jax.api import load as load
     from mistral_jax.api import save as save
     from mistral_jax.api import train as train
+    from mistral_jax.api import use_adapter as use_adapter
 
-__all__ = ["adapt", "generate", "load", "save", "train"]
+__all__ = ["adapt", "blend_adapters", "generate", "load", "save", "train", "use_adapter"]
 
 
 class CallableRoom(types.ModuleType):

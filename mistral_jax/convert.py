@@ -11,6 +11,8 @@ import numpy as np
 
 from mistral_jax import artifact
 from mistral_jax import export
+from mistral_jax import run_directory
+from mistral_jax import storage
 from mistral_jax import tokenizers
 from mistral_jax.formats import hub
 from mistral_jax.formats import locate
@@ -34,13 +36,19 @@ def export_model(source: str, destination: str, *, format: str, dtype: str) -> e
     path = locate.local_path(source)
     if artifact.is_run(path):
         loaded = artifact.load_run(path, compute="float32")
-        return export_artifact(loaded, destination, format=format, dtype=dtype)
+        return export_artifact(
+            loaded,
+            destination,
+            format=format,
+            dtype=dtype,
+            base_digest=run_directory.recorded_base(path),
+        )
     if format == "peft":
         raise ValueError(f"{source}: a checkpoint has no adapter; peft exports a run directory")
     reader = weights.open_reader(path)
-    tokenizer = _tokenizer_of(path, reader)
+    tokenizer = tokenizer_of(path, reader)
     name = locate.short_name(source)
-    return _write_and_check(reader, destination, format, dtype, tokenizer, name)
+    return write_and_check(reader, destination, format, dtype, tokenizer, name)
 
 
 def export_artifact(
@@ -50,6 +58,7 @@ def export_artifact(
     format: str,
     dtype: str,
     expected: np.ndarray | None = None,
+    base_digest: str | None = None,
 ) -> export.Exported:
     """Write a model that is loaded; `peft` writes its adapter alone.
 
@@ -59,17 +68,18 @@ def export_artifact(
         format: hf, consolidated, gguf or peft.
         dtype: of the weights; see export.write_model.
         expected: the model's reference logits, where the caller has them already.
+        base_digest: manifest.weights_digest of an adapter's base, which the adapter records.
 
     Raises:
         ValueError: peft is asked of a model without adapters, or the format cannot hold it.
     """
     name = model.run.name if model.run is not None else "model"
     if format != "peft":
-        return _write_and_check(
+        return write_and_check(
             model.reader(), destination, format, dtype, model.tokenizer, name, expected
         )
     adapter = model.definition.adapter
-    if adapter.kind != "lora":
+    if adapter.kind == "none":
         raise ValueError("this model has no adapter; export it as hf, consolidated or gguf")
     config = model.definition.config
     trained = {path: model.params[path] for path in model.definition.trainable_paths()}
@@ -85,6 +95,7 @@ def export_artifact(
             adapter,
             path,
             base_model=_base_name(model),
+            base_digest=base_digest,
             is_interleaved=export.has_interleaved_rows(base),
         )
         if expected is None:
@@ -106,9 +117,9 @@ def import_checkpoint(source: str, destination: str, *, dtype: str) -> export.Ex
     if dtype == "checkpoint":
         found = reader.dtype("embed/embedding")
         dtype = str(found) if weights.detect.open_weights(path).kind != "gguf" else "bfloat16"
-    tokenizer = _tokenizer_of(path, reader)
+    tokenizer = tokenizer_of(path, reader)
     name = locate.short_name(source)
-    return _write_and_check(reader, destination, "hf", dtype, tokenizer, name)
+    return write_and_check(reader, destination, "hf", dtype, tokenizer, name)
 
 
 def compare(first: str, second: str) -> float:
@@ -134,7 +145,7 @@ def compare(first: str, second: str) -> float:
     return float(np.max(np.abs(logits[0] - logits[1])))
 
 
-def _write_and_check(
+def write_and_check(
     reader: readers.ParamReader,
     destination: str | Path,
     format: str,
@@ -143,6 +154,11 @@ def _write_and_check(
     name: str,
     expected: np.ndarray | None = None,
 ) -> export.Exported:
+    """Write a model whole, read it back, and measure against `expected` or the reader's logits.
+
+    Raises:
+        ValueError: the destination holds weights, or the format cannot hold the model.
+    """
     with locate.writable_path(destination) as path:
         if (path / safetensors_file.INDEX_NAME).exists() or (
             path.is_dir() and any(path.glob("*.safetensors"))
@@ -160,7 +176,7 @@ def _write_and_check(
     return _named(export.with_parity(exported, expected, found), path, destination)
 
 
-def _tokenizer_of(path: Path, reader: readers.FileReader) -> tokenizers.Tokenizer:
+def tokenizer_of(path: Path, reader: readers.FileReader) -> tokenizers.Tokenizer:
     """Load the tokenizer of a checkpoint, and check that the model has a row for every token.
 
     Raises:
@@ -190,4 +206,6 @@ def _base_name(model: artifact.Artifact) -> str:
     uri = model.run.model.weights if model.run is not None else None
     if uri is not None and uri.startswith("hf://"):
         return hub.parse(uri).name
+    if uri is not None and storage.is_remote(uri):
+        return uri
     return str(model.weights_path or "")

@@ -146,53 +146,88 @@ def write_model(
 def write_adapter(
     params: definition_lib.Params,
     config: model_config.DecoderConfig,
-    adapter: model_config.LoraAdapter,
+    adapter: model_config.LowRankAdapter,
     destination: Path,
     *,
     base_model: str,
+    base_digest: str | None = None,
     is_interleaved: bool = True,
 ) -> Exported:
     """Write a PEFT adapter folder from our stacked adapter parameters, in float32.
 
-    `is_interleaved` is the rope_interleave of the base model that the adapter will be put on.
+    PEFT reads Mixtral's experts where gate_proj and up_proj both have adapters. It has no names
+    for experts beside shared ones or dense layers of the same target: those files are for us.
+
+    Args:
+        params: the adapter's, by path.
+        config: the base's shape.
+        adapter: its settings.
+        destination: the folder.
+        base_model: what the adapter calls its base.
+        base_digest: manifest.weights_digest of the base, where it is known; `merge` compares it.
+        is_interleaved: the rope_interleave of the base that the adapter will be put on.
     """
+    has_experts = any(len(value.shape) == 5 for value in params.values())
+    if has_experts and adapter.scaling != "rank":
+        # The same scale in other words: where PEFT puts gate and up into one pair of twice the
+        # rank, it doubles alpha, which is right for alpha / rank alone.
+        plain = {"scaling": "rank", "alpha": adapter.scale * adapter.rank}
+        adapter = adapter.model_copy(update=plain)
     settings = peft.AdapterSettings(
         rank=adapter.rank,
         alpha=adapter.alpha,
         dropout=adapter.dropout,
         target_modules=tuple(adapter.target_modules),
         base_model=base_model,
+        scaling=adapter.scaling,
+        kind=adapter.kind,
+        base_digest=base_digest,
     )
     table = names.entries(
         config,
         "peft",
         target_modules=adapter.target_modules,
         rank=adapter.rank,
+        has_magnitudes=adapter.kind == "dora",
         is_interleaved=is_interleaved,
     )
     arrays = {path: np.asarray(value) for path, value in params.items()}
     sources = peft.adapter_sources(table, arrays, np.dtype(np.float32))
-    written = peft.write_adapter(destination, settings, sources)
+    written = peft.write_adapter(
+        destination, settings, sources, module_names=peft.module_names(config)
+    )
     return Exported("peft", str(destination), written.size_bytes)
 
 
 def load_adapter(
     folder: Path, config: model_config.DecoderConfig, *, is_interleaved: bool = True
-) -> tuple[model_config.LoraAdapter, dict[str, np.ndarray]]:
+) -> tuple[model_config.LowRankAdapter, dict[str, np.ndarray]]:
     """Read a PEFT adapter folder into our stacked parameters; see `write_adapter`."""
+    adapter, reader = open_adapter(folder, config, is_interleaved=is_interleaved)
+    return adapter, {path: reader.read(path, ()) for path in reader.paths()}
+
+
+def open_adapter(
+    folder: Path, config: model_config.DecoderConfig, *, is_interleaved: bool = True
+) -> tuple[model_config.LowRankAdapter, readers.AdapterReader]:
+    """Open a PEFT adapter folder for reading layer by layer; see `write_adapter`.
+
+    Raises:
+        ValueError: it is not an adapter of this decoder, or of a kind that ours is not.
+    """
     file = peft.AdapterFile(folder)
-    layers: dict[str, list[np.ndarray]] = {}
-    for entry in file.entries(config, is_interleaved=is_interleaved):
-        value = names.from_foreign(file.tensor(entry.foreign_name), entry)
-        layers.setdefault(entry.path, []).append(np.asarray(value, np.float32))
     settings = file.settings
-    adapter = model_config.LoraAdapter(
-        rank=settings.rank,
-        alpha=float(settings.alpha),
-        dropout=settings.dropout,
-        target_modules=tuple(settings.target_modules),  # pyright: ignore[reportArgumentType]
+    kinds = {"lora": model_config.LoraAdapter, "dora": model_config.DoraAdapter}
+    adapter = kinds[settings.kind].model_validate(
+        {
+            "rank": settings.rank,
+            "alpha": float(settings.alpha),
+            "scaling": settings.scaling,
+            "dropout": settings.dropout,
+            "target_modules": tuple(settings.target_modules),
+        }
     )
-    return adapter, {path: np.stack(values) for path, values in layers.items()}
+    return adapter, readers.AdapterReader(file, config, is_interleaved=is_interleaved)
 
 
 def reference_logits(
@@ -202,9 +237,13 @@ def reference_logits(
 ) -> np.ndarray:
     """Return float32 logits over a fixed row of tokens, [T, V]; what parity is measured on."""
     reader = readers.TreeReader(source, config) if isinstance(source, dict) else source
+    return streamed.logits(reader, config, parity_tokens(config), adapter)[0]
+
+
+def parity_tokens(config: model_config.DecoderConfig) -> np.ndarray:
+    """Return the fixed row of tokens that parity is measured on, [1, T]."""
     length = min(PARITY_TOKENS, config.max_positions)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, length), np.int32)
-    return streamed.logits(reader, config, tokens, adapter)[0]
+    return np.random.default_rng(0).integers(0, config.vocab_size, (1, length), np.int32)
 
 
 def reload_logits(exported: Exported, base: readers.ParamReader | None = None) -> np.ndarray:
@@ -215,7 +254,7 @@ def reload_logits(exported: Exported, base: readers.ParamReader | None = None) -
         adapter, arrays = load_adapter(
             Path(exported.path), base.config, is_interleaved=has_interleaved_rows(base)
         )
-        merged = readers.MergedReader(base, arrays, adapter.scale)
+        merged = readers.MergedReader(base, arrays, adapter)
         return reference_logits(merged, base.config)
     reader = weights.open_reader(Path(exported.path))
     return reference_logits(reader, reader.config)

@@ -9,6 +9,7 @@ The functions here move one tensor's array and never copy more than numpy must.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 from typing import Protocol
@@ -173,6 +174,7 @@ def entries(
     *,
     target_modules: Sequence[str] = PROJECTIONS,
     rank: int | None = None,
+    has_magnitudes: bool = False,
     is_interleaved: bool = True,
 ) -> list[Entry]:
     """List every tensor that a file of this format must hold for this decoder.
@@ -182,6 +184,7 @@ def entries(
         format: one of `FORMATS`.
         target_modules: for "peft" only: which projections carry an adapter.
         rank: for "peft" only, and needed there: the adapter's rank.
+        has_magnitudes: for "peft" only: whether the adapter is DoRA's.
         is_interleaved: for latent attention: the rows that rotate are in pairs, as in everything
             published; config.json's rope_interleave (for "peft": of the base model).
 
@@ -192,7 +195,13 @@ def entries(
     if format not in FORMATS:
         raise ValueError(f"unknown weight format {format!r}; expected one of {', '.join(FORMATS)}")
     if format == "peft":
-        return _adapter_entries(shape, target_modules, rank, is_interleaved=is_interleaved)
+        return _adapter_entries(
+            shape,
+            target_modules,
+            rank,
+            has_magnitudes=has_magnitudes,
+            is_interleaved=is_interleaved,
+        )
     if format == "consolidated" and shape.qkv_bias:
         raise ValueError("consolidated files cannot hold q/k/v biases; use the format hf or gguf")
     if shape.qkv_bias and shape.ffn.kind == "moe":
@@ -345,14 +354,14 @@ def _expert_entries(
 
 
 def _adapter_entries(
-    shape: DecoderShape, target_modules: Sequence[str], rank: int | None, *, is_interleaved: bool
+    shape: DecoderShape,
+    target_modules: Sequence[str],
+    rank: int | None,
+    *,
+    has_magnitudes: bool,
+    is_interleaved: bool,
 ) -> list[Entry]:
     sizes = projection_sizes(shape)
-    if shape.ffn.kind == "moe" and set(target_modules) & set(MLP_PROJECTIONS):
-        raise ValueError(
-            "adapters on a mixture's experts are not written yet; target_modules may be "
-            f"{', '.join(attention_sizes(shape))}"
-        )
     unknown = [module for module in target_modules if module not in sizes]
     if unknown or not target_modules:
         raise ValueError(
@@ -365,20 +374,94 @@ def _adapter_entries(
     heads = rotary_heads(shape) if is_latent and is_interleaved else {}
     table = []
     for layer in range(shape.num_layers):
-        stack, index = stack_of(shape, layer)
         prefix = _PEFT_PREFIX + spellings.LAYER_PREFIX["hf"].format(layer)
         for module in (name for name in sizes if name in target_modules):
-            size_in, size_out = sizes[module]
-            name = prefix + spellings.LAYER[module]["hf"]
-            path = projection_path(module, stack)
-            permute, rows = heads.get(module, (None, None))
-            table += [
-                Entry(f"{path}/lora_a", f"{name}.lora_A.weight", (index,), True, None,
-                      (rank, size_in)),
-                Entry(f"{path}/lora_b", f"{name}.lora_B.weight", (index,), True, permute,
-                      (size_out, rank), None, rows),
-            ]  # fmt: skip
+            for place in _adapter_places(shape, layer, module):
+                pair = _adapter_pair(place, prefix, rank, heads.get(module, (None, None)))
+                table += pair if has_magnitudes else pair[:2]
     return table
+
+
+@dataclasses.dataclass(frozen=True)
+class _AdapterPlace:
+    """A projection of one layer, or of one expert, that has an adapter: path, index, sizes, name.
+
+    Attributes:
+        path: in our tree, without the leaf.
+        name: in Hugging Face's, below the layer.
+    """
+
+    path: str
+    index: Index
+    size_in: int
+    size_out: int
+    name: str
+
+
+def _adapter_places(shape: DecoderShape, layer: int, module: str) -> list[_AdapterPlace]:
+    stack, index = stack_of(shape, layer)
+    ffn, path = shape.ffn, projection_path(module, stack)
+    size_in, size_out = projection_sizes(shape)[module]
+    name = spellings.LAYER[module]["hf"]
+    if module not in MLP_PROJECTIONS or ffn.kind != "moe":
+        return [_AdapterPlace(path, (index,), size_in, size_out, name)]
+
+    def sized(hidden: int) -> tuple[int, int]:
+        return (hidden, shape.width) if module == "down_proj" else (shape.width, hidden)
+
+    if stack == "dense_layers":
+        return [_AdapterPlace(path, (index,), *sized(ffn.dense_width), name)]
+    experts = expert_module_names(shape)
+    group_size = ffn.num_experts // ffn.num_groups
+    places = [
+        _AdapterPlace(
+            path,
+            (index, *divmod(expert, group_size)),
+            size_in,
+            size_out,
+            experts[module].format(expert),
+        )
+        for expert in range(ffn.num_experts)
+    ]
+    if ffn.num_shared_experts:
+        path = f"{stack}/mlp/shared/{module}"
+        name = f"mlp.shared_experts.{module}"
+        places.append(
+            _AdapterPlace(path, (index,), *sized(ffn.width * ffn.num_shared_experts), name)
+        )
+    return places
+
+
+def expert_module_names(shape: DecoderShape) -> dict[str, str]:
+    """Return Hugging Face's name of each projection of an expert, {} for the expert's number.
+
+    As modules of their own, which transformers 4 had and PEFT's files keep. A family whose files
+    have always stacked their experts (Mistral 4) gets the names of DeepSeek's.
+
+    Raises:
+        ValueError: no format holds this mixture.
+    """
+    mixture = mixture_spelling(shape, "hf")
+    if mixture is None or "{}" not in mixture.experts["gate_proj"]:
+        mixture = spellings.MIXTURES["deepseek_v3", "hf"]
+    return {name: theirs.removesuffix(".weight") for name, theirs in mixture.experts.items()}
+
+
+def _adapter_pair(
+    place: _AdapterPlace, prefix: str, rank: int, rotary: tuple[int | None, int | None]
+) -> list[Entry]:
+    """Return the entries of a projection's A, B and magnitude."""
+    name, (permute, rows) = prefix + place.name, rotary
+    own = functools.partial(Entry, index=place.index, num_groups=None)
+    size_out = place.size_out
+    return [
+        own(f"{place.path}/lora_a", f"{name}.lora_A.weight", transpose=True, permute_heads=None,
+            shape=(rank, place.size_in)),
+        own(f"{place.path}/lora_b", f"{name}.lora_B.weight", transpose=True, permute_heads=permute,
+            shape=(size_out, rank), rotary_rows=rows),
+        own(f"{place.path}/lora_magnitude", f"{name}.lora_magnitude_vector", transpose=False,
+            permute_heads=permute, shape=(size_out,), rotary_rows=rows),
+    ]  # fmt: skip
 
 
 def to_foreign(array: np.ndarray, entry: Entry) -> np.ndarray:

@@ -1,7 +1,9 @@
 """LoRA adapters as the PEFT library writes them: adapter_config.json + adapter_model.safetensors.
 
-Holds files and settings only; which array goes where is `names.entries(shape, "peft", ...)`.
-Variants that our adapters do not compute (rsLoRA, DoRA, biases, saved modules) are refused.
+Holds files and settings only; which array goes where is `names.entries(shape, "peft", ...)`. A
+mixture's experts have a pair each, under the names that they had as modules of their own: PEFT
+reads these files, also where transformers stacks the experts; what PEFT writes there is read by
+peft_experts.py. Variants that our adapters do not compute (biases, saved modules) are refused.
 """
 
 import dataclasses
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mistral_jax.formats import names
+from mistral_jax.formats import peft_experts
 from mistral_jax.formats import pickles
 from mistral_jax.formats import spellings
 from mistral_jax.formats.fields import Fields
@@ -33,6 +36,11 @@ PEFT_NAMES = {
     name: spellings.LAYER[name]["hf"].rpartition(".")[2]
     for name in (*names.ATTENTION_PROJECTIONS, *names.LATENT_PROJECTIONS, *names.MLP_PROJECTIONS)
 }
+# Mixtral's, of an expert.
+EXPERT_NAMES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+BASE_DIGEST = "base_digest"
+# PEFT before 0.9 called the magnitude so.
+_OLD_MAGNITUDE = ".weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +49,13 @@ class AdapterSettings:
 
     Attributes:
         rank: R, >= 1.
-        alpha: the adapter's output is scaled by alpha / rank.
+        alpha: the adapter's output is scaled by alpha / rank, or as `scaling` says.
         dropout: on the adapter's input while training, in [0, 1).
         target_modules: projections with an adapter, our names.
         base_model: path or name of the base model, as the adapter records it.
+        scaling: what alpha is divided by: rank, or sqrt_rank (rsLoRA).
+        kind: lora, or dora, which has magnitudes.
+        base_digest: of the base's weight files, where the adapter records it.
     """
 
     rank: int
@@ -52,15 +63,28 @@ class AdapterSettings:
     dropout: float
     target_modules: tuple[str, ...]
     base_model: str
+    scaling: str = "rank"
+    kind: str = "lora"
+    base_digest: str | None = None
 
 
 def write_adapter(
-    folder: Path | str, settings: AdapterSettings, sources: Iterable[TensorSource]
+    folder: Path | str,
+    settings: AdapterSettings,
+    sources: Iterable[TensorSource],
+    *,
+    module_names: Mapping[str, str] = PEFT_NAMES,
 ) -> WrittenFile:
-    """Write an adapter folder; tensors carry PEFT's names and layouts already."""
+    """Write an adapter folder; tensors carry PEFT's names and layouts already.
+
+    `module_names` are the last parts of the adapted modules' names, by ours.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_safetensors_file(folder / WEIGHTS_NAME, sources)
+    metadata = {"format": "pt"}
+    if settings.base_digest is not None:
+        metadata[BASE_DIGEST] = settings.base_digest
+    written = write_safetensors_file(folder / WEIGHTS_NAME, sources, metadata=metadata)
     # PEFT wants a whole alpha where it can be one.
     alpha = int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha
     config = {
@@ -70,10 +94,10 @@ def write_adapter(
         "r": settings.rank,
         "lora_alpha": alpha,
         "lora_dropout": settings.dropout,
-        "target_modules": [PEFT_NAMES[n] for n in PEFT_NAMES if n in settings.target_modules],
+        "target_modules": [module_names[n] for n in PEFT_NAMES if n in settings.target_modules],
         "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
+        "use_rslora": settings.scaling == "sqrt_rank",
+        "use_dora": settings.kind == "dora",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
@@ -96,27 +120,40 @@ class AdapterFile:
         fields = Fields(read_json_object(path), path)
         fields.refuse_unless("peft_type", ("LORA",))
         fields.refuse_unless("bias", ("none",))
-        for name in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"):
+        for name in ("fan_in_fan_out", "lora_bias"):
             fields.refuse_unless(name, (False,))
-        for name in ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform"):
+        stacked = peft_experts.targets(fields)
+        patterns = () if stacked else ("rank_pattern", "alpha_pattern")
+        for name in ("modules_to_save", "layers_to_transform", *patterns):
             fields.refuse_unless(name, ([], {}))
-        self.settings = AdapterSettings(
-            rank=fields.count("r"),
-            alpha=fields.number("lora_alpha"),
-            dropout=_dropout(fields),
-            target_modules=_target_modules(fields),
-            base_model=str(fields.get("base_model_name_or_path") or ""),
-        )
         is_pickled = (self.folder / PICKLED_NAME).is_file()
         if is_pickled and not (self.folder / WEIGHTS_NAME).exists():
             raise ValueError(pickles.refusal(str(self.folder), PICKLED_NAME, is_transformers=False))
         self._reader = SafetensorsReader(self.folder / WEIGHTS_NAME)
+        self.settings = AdapterSettings(
+            rank=fields.count("r"),
+            alpha=fields.number("lora_alpha"),
+            dropout=_dropout(fields),
+            target_modules=_target_modules(fields, stacked),
+            base_model=str(fields.get("base_model_name_or_path") or ""),
+            scaling="sqrt_rank" if fields.flag("use_rslora", False) else "rank",
+            kind="dora" if fields.flag("use_dora", False) else "lora",
+            base_digest=self._reader.metadata.get(BASE_DIGEST),
+        )
+        self._stacked = peft_experts.StackedExperts(self._reader, fields, stacked)
+
+    kind = "peft"
 
     def names(self) -> list[str]:
         return self._reader.names()
 
     def tensor(self, name: str) -> np.ndarray:
-        return self._reader.tensor(name)
+        return self._stacked.part(name) if name in self._stacked else self._reader.tensor(name)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name in self._stacked:
+            return self._stacked.shape(name)
+        return self._reader.shape(name)
 
     def entries(self, shape: DecoderShape, *, is_interleaved: bool = True) -> list[Entry]:
         """Return the adapter's tensors, checked against this decoder.
@@ -131,15 +168,24 @@ class AdapterFile:
             "peft",
             target_modules=self.settings.target_modules,
             rank=self.settings.rank,
+            has_magnitudes=self.settings.kind == "dora",
             is_interleaved=is_interleaved,
         )
+        present = set(self.names())
+        table = [
+            dataclasses.replace(entry, foreign_name=entry.foreign_name + _OLD_MAGNITUDE)
+            if entry.foreign_name + _OLD_MAGNITUDE in present
+            else entry
+            for entry in table
+        ]
+        self._stacked.find(table, shape, self.settings.rank)
         for entry in table:
-            if (found := self._reader.shape(entry.foreign_name)) != entry.shape:
+            if (found := self._shape(entry.foreign_name)) != entry.shape:
                 raise ValueError(
                     f"{self.folder}: tensor {entry.foreign_name!r}: expected shape {entry.shape}, "
                     f"found {found}; the adapter belongs to another model"
                 )
-        extra = set(self.names()) - {entry.foreign_name for entry in table}
+        extra = present - {entry.foreign_name for entry in table} - self._stacked.sources
         if extra:
             raise ValueError(
                 f"{self.folder}: {len(extra)} tensors have no place in this model, such as "
@@ -155,14 +201,25 @@ def _dropout(fields: Fields) -> float:
     return float(value)
 
 
-def _target_modules(fields: Fields) -> tuple[str, ...]:
+def _target_modules(fields: Fields, stacked: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the adapted projections by our names; `stacked` are those of experts in one tensor."""
     value = fields.get("target_modules")
     if value == "all-linear":
         return names.PROJECTIONS
-    known = PEFT_NAMES.values()
-    if not isinstance(value, list) or not value or not set(map(str, value)) <= set(known):
+    known = [*PEFT_NAMES.values(), *EXPERT_NAMES]
+    is_list = isinstance(value, list) and (value or stacked)
+    if not is_list or not set(map(str, value)) <= set(known):
         raise fields.error("target_modules", value, f"a list out of {', '.join(known)}")
-    return tuple(ours for ours, theirs in PEFT_NAMES.items() if theirs in value)
+    found = {EXPERT_NAMES.get(name, name) for name in value} | set(stacked)
+    return tuple(ours for ours, theirs in PEFT_NAMES.items() if {ours, theirs} & found)
+
+
+def module_names(shape: DecoderShape) -> dict[str, str]:
+    """Return the last part of PEFT's name of each projection of a decoder, by our names."""
+    if shape.ffn.kind != "moe":
+        return PEFT_NAMES
+    experts = names.expert_module_names(shape)
+    return PEFT_NAMES | {ours: theirs.rpartition(".")[2] for ours, theirs in experts.items()}
 
 
 def adapter_sources(

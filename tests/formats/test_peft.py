@@ -1,5 +1,6 @@
 """PEFT adapters: written, read back, and refused where they are of another kind."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from mistral_jax.formats import detect
 from mistral_jax.formats import names
 from mistral_jax.formats import peft
+from mistral_jax.formats.tensor_source import TensorSource
 
 SHAPE = detect.decoder_shape(
     {
@@ -77,8 +79,9 @@ def test_the_config_says_what_peft_asks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_rslora": True}, "use_rslora"),
-        ({"use_dora": True}, "use_dora"),
+        ({"use_rslora": "yes"}, "use_rslora"),
+        ({"use_dora": True}, "lora_magnitude_vector.*missing"),
+        ({"target_parameters": ["mlp.gate"]}, "target_parameters"),
         ({"bias": "all"}, "bias"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
@@ -100,3 +103,98 @@ def test_other_kinds_of_adapters_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
         peft.AdapterFile(tmp_path).entries(SHAPE)
+
+
+MIXTRAL = detect.decoder_shape(
+    {
+        "num_layers": 2, "width": 8, "num_heads": 2, "num_kv_heads": 1, "head_width": 4,
+        "vocab_size": 10, "tied_head": True, "qkv_bias": False,
+        "ffn": {"kind": "moe", "width": 12, "num_experts": 4, "num_groups": 2, "top_k": 2},
+    }
+)  # fmt: skip
+EXPERT_MODULES = ("q_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def test_experts_have_the_names_of_modules_of_their_own() -> None:
+    table = names.entries(MIXTRAL, "peft", target_modules=EXPERT_MODULES, rank=3)
+    found = {entry.foreign_name: (entry.path, entry.index, entry.shape) for entry in table}
+    assert len(found) == len(table) == 2 * 2 * (1 + 3 * 4)
+    prefix = "base_model.model.model.layers.1.block_sparse_moe.experts.2"
+    assert found[f"{prefix}.w1.lora_A.weight"] == (
+        "layers/mlp/gate_proj/lora_a", (1, 1, 0), (3, 8),
+    )  # fmt: skip
+    assert found[f"{prefix}.w2.lora_B.weight"] == (
+        "layers/mlp/down_proj/lora_b", (1, 1, 0), (8, 3),
+    )  # fmt: skip
+    assert peft.module_names(MIXTRAL)["up_proj"] == "w3"
+
+
+def write_stacked(folder: Path, *, rank: int, gate_up_rank: int, both: bool = False) -> dict:
+    """Write what PEFT does for stacked experts; return each expert's update by hand."""
+    numbers, experts, width, hidden = np.random.default_rng(0), 4, 8, 12
+    tensors, updates = {}, {}
+    for layer in range(2):
+        prefix = f"base_model.model.model.layers.{layer}.mlp.experts."
+        pairs = {
+            "gate_up": ("base_layer.", width, 2 * hidden, gate_up_rank, 8.0 / 4),
+            "down": ("", hidden, width, rank, 2.0),
+        }
+        for name, (inner, size_in, size_out, own_rank, scale) in pairs.items():
+            a = numbers.normal(size=(experts, own_rank, size_in)).astype(np.float32)
+            b = numbers.normal(size=(experts, size_out, own_rank)).astype(np.float32)
+            if both and name == "gate_up":
+                b[:, :hidden, rank:] = 0
+                b[:, hidden:, :rank] = 0
+            tensors[f"{prefix}{inner}lora_A.weight"] = a.reshape(-1, size_in)
+            flat = b.transpose(1, 2, 0).reshape(size_out, -1)
+            tensors[f"{prefix}{inner}lora_B.weight"] = flat
+            updates[layer, name] = scale * np.einsum("eor,eri->eoi", b, a)
+    sources = [
+        TensorSource(name, array.shape, array.dtype, functools.partial(np.copy, array))
+        for name, array in tensors.items()
+    ]
+    settings = peft.AdapterSettings(rank, 2.0 * rank, 0.0, ("q_proj",), "base")
+    peft.write_adapter(folder, settings, sources)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text()) | {
+        "target_modules": [],
+        "target_parameters": ["mlp.experts.gate_up_proj", "down_proj"],
+        "rank_pattern": {r".*\.gate_up_proj": gate_up_rank} if both else {},
+        "alpha_pattern": {r".*\.gate_up_proj": 4.0 * rank} if both else {},
+    }
+    path.write_text(json.dumps(config))
+    return updates
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["shared A", "made of two"])
+def test_stacked_experts_are_read_as_one_pair_each(tmp_path: Path, *, both: bool) -> None:
+    rank = 2
+    updates = write_stacked(tmp_path, rank=rank, gate_up_rank=4 if both else 2, both=both)
+    adapter = peft.AdapterFile(tmp_path)
+    assert set(adapter.settings.target_modules) == set(names.MLP_PROJECTIONS)
+    found = {
+        (entry.path, entry.index): names.from_foreign(adapter.tensor(entry.foreign_name), entry)
+        for entry in adapter.entries(MIXTRAL)
+    }
+    assert len(found) == 2 * 3 * 4 * 2
+    for layer, group, member in np.ndindex(2, 2, 2):
+        rows = {"gate_proj": slice(0, 12), "up_proj": slice(12, 24), "down_proj": slice(None)}
+        for module, own in rows.items():
+            a, b = (
+                found[f"layers/mlp/{module}/{leaf}", (layer, group, member)]
+                for leaf in ("lora_a", "lora_b")
+            )
+            name = "down" if module == "down_proj" else "gate_up"
+            expected = updates[layer, name][2 * group + member][own]
+            np.testing.assert_allclose(2.0 * (a @ b).T, expected, atol=1e-5)
+
+
+def test_stacked_experts_of_two_ranks_that_are_not_two_pairs_are_refused(tmp_path: Path) -> None:
+    write_stacked(tmp_path, rank=2, gate_up_rank=4)
+    adapter = peft.AdapterFile(tmp_path)
+    with pytest.raises(ValueError, match="not made of two pairs"):
+        for entry in adapter.entries(MIXTRAL):
+            adapter.tensor(entry.foreign_name)
+    write_stacked(tmp_path, rank=2, gate_up_rank=3)
+    with pytest.raises(ValueError, match="has rank 3 for each of 4 experts, expected 2 or 4"):
+        peft.AdapterFile(tmp_path).entries(MIXTRAL)

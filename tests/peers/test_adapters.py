@@ -10,7 +10,9 @@ import pytest
 from mistral_jax import export
 from mistral_jax import rng
 from mistral_jax.config import model as model_config
+from mistral_jax.formats import names
 from mistral_jax.formats import peft
+from mistral_jax.models import adapter_start
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
 from tests.peers import ours
@@ -18,12 +20,48 @@ from tests.peers.conftest import Draw
 
 TOLERANCE = 1e-5  # of the largest logit, where that is above 1
 SOME = ("q_proj", "v_proj", "down_proj")
-# Model, rank, alpha, modules; an alpha that is not the rank, and one that is no whole number.
+LATENT = ("kv_a_proj", "kv_b_proj", "o_proj")
+ALL = model_config.ALL_TARGET_MODULES
+# Of a model's stacked experts, as PEFT targets them.
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model and an adapter; alphas are not the rank, one is no whole number."""
+
+    index: int
+    rank: int
+    alpha: float
+    modules: tuple[model_config.TargetModule, ...]
+    kind: str = "lora"
+    scaling: model_config.Scaling = "rank"
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the adapter is on a mixture's experts, where PEFT has no dropout."""
+        return self.index == MIXTRAL and "up_proj" in self.modules
+
+    @property
+    def settings(self) -> model_config.LowRankAdapter:
+        """The adapter as a config has it."""
+        kinds = {"lora": model_config.LoraAdapter, "dora": model_config.DoraAdapter}
+        return kinds[self.kind](
+            rank=self.rank, alpha=self.alpha, scaling=self.scaling, target_modules=self.modules
+        )
+
+
+MIXTRAL, LATENT_MODEL = 3, 7
 CASES = [
-    (0, 4, 12.0, model_config.ALL_TARGET_MODULES),
-    (1, 3, 2.5, SOME),
-    (2, 4, 8.0, model_config.ALL_TARGET_MODULES),
-    (7, 4, 8.0, ("kv_a_proj", "kv_b_proj", "o_proj")),
+    Case(0, 4, 12.0, ALL),
+    Case(1, 3, 2.5, SOME),
+    Case(2, 4, 8.0, ALL),
+    Case(LATENT_MODEL, 4, 8.0, LATENT),
+    Case(1, 5, 2.5, SOME, scaling="sqrt_rank"),
+    Case(2, 4, 6.0, ALL, kind="dora"),
+    Case(LATENT_MODEL, 3, 2.0, LATENT, kind="dora", scaling="sqrt_rank"),
+    Case(MIXTRAL, 3, 6.0, ALL),
+    Case(MIXTRAL, 3, 2.0, ("q_proj", "gate_proj", "up_proj", "down_proj"), scaling="sqrt_rank"),
 ]
 
 
@@ -39,17 +77,18 @@ class Adapted:
 
 
 def adapted(
-    draw: Draw, adapter: model_config.LoraAdapter
+    draw: Draw, adapter: model_config.LowRankAdapter
 ) -> tuple[definition_lib.Definition, definition_lib.Params]:
-    """Return the draw with random adapters, B drawn as well as A."""
+    """Return the draw with random adapters, B drawn as well as A, magnitudes moved."""
     definition = definition_lib.define(draw.definition.config, adapter=adapter)
-    paths = definition.trainable_paths()
-    adapters = definition_lib.initialise(definition, rng.seed_key(1), ours.MESH(), paths)
+    adapters = adapter_start.start_adapters(definition, draw.params, rng.seed_key(1), ours.MESH())
     generator = np.random.default_rng(2)
     for path, value in adapters.items():
         if path.endswith("lora_b"):
             drawn = generator.normal(0, 0.1, value.shape)
             adapters[path] = jnp.asarray(drawn, jnp.float32)
+        if path.endswith("lora_magnitude"):
+            adapters[path] = value * jnp.asarray(generator.uniform(0.7, 1.4, value.shape))
     return definition, draw.params | adapters
 
 
@@ -57,9 +96,8 @@ def adapted(
 def written_by_us(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory) -> list[Adapted]:
     root = tmp_path_factory.mktemp("adapters")
     models, items = [], []
-    for number, (index, rank, alpha, modules) in enumerate(CASES):
-        draw, folder = draws[index], root / str(number)
-        adapter = model_config.LoraAdapter(rank=rank, alpha=alpha, target_modules=modules)
+    for number, case in enumerate(CASES):
+        draw, folder, adapter = draws[case.index], root / str(number), case.settings
         definition, params = adapted(draw, adapter)
         trained = {path: params[path] for path in definition.trainable_paths()}
         export.write_adapter(
@@ -86,28 +124,38 @@ def written_by_us(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory) -
 def written_by_peft(draws: list[Draw], tmp_path_factory: pytest.TempPathFactory) -> list[Adapted]:
     root = tmp_path_factory.mktemp("peft")
     items = []
-    for number, (index, rank, alpha, modules) in enumerate(CASES):
-        draw = draws[index]
+    for number, case in enumerate(CASES):
+        draw = draws[case.index]
+        stacked = EXPERTS if case.has_experts else ()
         np.save(root / f"tokens{number}.npy", draw.batch["tokens"])
         items.append({
             "folder": str(draw.folder),
             "adapter": str(root / str(number)),
             "tokens": str(root / f"tokens{number}.npy"),
-            "rank": rank,
-            "alpha": alpha,
-            "dropout": 0.1,
-            "target_modules": [peft.PEFT_NAMES[module] for module in modules],
+            "rank": case.rank,
+            "alpha": case.alpha,
+            "dropout": 0.0 if stacked else 0.1,
+            "target_modules": [
+                peft.PEFT_NAMES[module]
+                for module in case.modules
+                if not stacked or module in names.ATTENTION_PROJECTIONS
+            ],
+            "target_parameters": list(stacked),
+            "use_rslora": case.scaling == "sqrt_rank",
+            "use_dora": case.kind == "dora",
             "seed": number,
         })  # fmt: skip
     ours.run_peer("make_adapters.py", {"items": items}, root)
     read = []
     for item, case in zip(items, CASES, strict=True):
-        draw, folder = draws[case[0]], Path(item["adapter"])
+        draw, folder = draws[case.index], Path(item["adapter"])
         adapter, arrays = export.load_adapter(
             folder, draw.definition.config, is_interleaved=draw.is_interleaved
         )
-        assert (adapter.rank, adapter.alpha, adapter.dropout) == (case[1], case[2], 0.1)
-        assert set(adapter.target_modules) == set(case[3])
+        found = adapter.model_copy(update={"dropout": 0.0, "target_modules": case.modules})
+        assert found == case.settings
+        assert adapter.dropout == item["dropout"]
+        assert set(adapter.target_modules) == set(case.modules)
         definition = definition_lib.define(draw.definition.config, adapter=adapter)
         params = draw.params | {path: jnp.asarray(value) for path, value in arrays.items()}
         read.append(Adapted(draw, folder, definition, params, np.load(folder / "logits.npy")))
@@ -138,11 +186,11 @@ def test_our_merged_weights_give_the_logits_of_peft(
 ) -> None:
     model = written_by_peft[number]
     config, adapter = model.definition.config, model.definition.adapter
-    assert isinstance(adapter, model_config.LoraAdapter)
+    assert isinstance(adapter, model_config.LowRankAdapter)
     arrays = {path: np.asarray(value) for path, value in model.params.items()}
     trained = {path: arrays[path] for path in model.definition.trainable_paths()}
     base = readers.TreeReader(arrays, config)
-    merged = readers.MergedReader(base, trained, adapter.scale)
+    merged = readers.MergedReader(base, trained, adapter)
     plain = definition_lib.define(config)
     params = {
         path: jnp.stack([merged.read(path, (layer,)) for layer in range(shape.shape[0])])
