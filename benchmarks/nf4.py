@@ -42,7 +42,7 @@ CALLS = 5
 
 def main() -> None:
     """Check, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("row", choices=("matmul", "step"))
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--shape", default="1x256")
@@ -167,7 +167,7 @@ def _shares(preset: str) -> tuple[float, float]:
         SystemExit: they are above the goals.
     """
     decoder = presets.PRESETS[preset]
-    mesh = dict.fromkeys(sharding.MESH_AXES, 1)
+    mesh: dict[str, int] = dict.fromkeys(sharding.MESH_AXES, 1)
     kernels = [t for t in tensors.tensors(decoder) if stored.is_quantised(t, "nf4")]
     in_codes = sum(s.local_bytes(mesh) for t in kernels for s in stored.arrays(t, "nf4", 2))
     layer_share = in_codes / sum(2 * tensor.size for tensor in kernels)

@@ -1,5 +1,6 @@
 """Pre-flight of the plan: does the run divide, fit, end in time, and cost what it may?"""
 
+import math
 import re
 
 from launch import arithmetic
@@ -7,12 +8,13 @@ from launch import checks
 from launch import launcher as launchers
 from launch import memory as memory_lib
 from launch import plan as plan_lib
+from launch import shapes
 from launch import stored
 from launch.checks import Answer
 from launch.checks import Check
 from launch.checks import Context
 
-BYTES = {"float32": 4}  # of a frozen number; all other formats are held in two bytes or in codes
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ONE_HOST = ("local", "ssh", "ec2", "skypilot")
 
 
@@ -92,8 +94,9 @@ def _base_fits(context: Context) -> Answer:
         held = 8 * sum(tensor.local_size(mesh) for tensor in trained) + state
         each = f"4 bytes, 4 of gradients, {checks.gib(state)} of optimizer state"
     else:
-        held = stored.device_bytes(decoder, mesh, frozen, BYTES.get(frozen, 2))
-        each = frozen if run.precision.is_quantised else f"{BYTES.get(frozen, 2)} bytes"
+        size = _bytes_each(context)
+        held = stored.device_bytes(decoder, mesh, frozen, size)
+        each = frozen if run.precision.is_quantised else f"{size} bytes"
     split = 1
     for axis in ("fsdp", "tensor", "expert", "context"):
         split *= mesh[axis]
@@ -104,6 +107,19 @@ def _base_fits(context: Context) -> Answer:
     if held > room:
         return checks.failed(shown, context.command(*_leaner(context), verb="plan"))
     return checks.ok(shown)
+
+
+def _bytes_each(context: Context) -> int:
+    """Return the bytes of one frozen number that is not quantised."""
+    frozen, weights = context.run.precision.frozen, context.run.model.weights
+    if frozen in BYTES:
+        return BYTES[frozen]
+    try:
+        opened = shapes.open_headers(weights or "")
+        largest = max(opened.names(), key=lambda name: math.prod(opened.shape(name)))
+        return BYTES.get(opened.dtype_name(largest), 2)
+    except (ValueError, OSError):
+        return 2  # what checkpoints have, where these cannot be read
 
 
 def _a10g(context: Context) -> Answer:

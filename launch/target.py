@@ -171,10 +171,16 @@ def load_target(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Targe
     tree = load.merge_trees(load.read_tree(path), load.parse_overrides(list(overrides)))
     target = load.validate(tree, Target, where=str(path))
     measured: dict[str, object] = {}
+    shares = 1
+    if target.platform == "cpu" and target.launcher.kind == "local":
+        # Each process is a device of its own, with its part of this machine.
+        shares = target.launcher.processes
+        if shares > 1 and target.num_chips == 1:
+            measured |= {"num_chips": shares, "chips_per_host": shares, "topology": (shares,)}
     if target.host_memory_gib is None:
-        measured["host_memory_gib"] = memory_limit_bytes() / GIB
+        measured["host_memory_gib"] = memory_limit_bytes() / GIB / shares
     if target.host_cores is None:
-        measured["host_cores"] = usable_cores()
+        measured["host_cores"] = max(1, usable_cores() // shares)
     if target.hbm_gib is None and target.platform == "gpu":
         measured["hbm_gib"] = gpu_memory_gib()
     return target.model_copy(update=measured)

@@ -5,6 +5,7 @@ What `generate`, `chat`, `export`, `verify` and the Python API open.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Artifact:
         tokenizer: its tokenizer.
         run: the experiment, where it came from a run directory.
         weights_path: the base checkpoint on disk, or None for a model trained from scratch.
+        adapters: further adapters on this base by name; see adapter_set.py.
     """
 
     definition: definition_lib.Definition
@@ -59,6 +61,7 @@ class Artifact:
     tokenizer: tokenizers.Tokenizer
     run: run_config.RunConfig | None
     weights_path: Path | None
+    adapters: Mapping[str, definition_lib.Params] = dataclasses.field(default_factory=dict)
 
     def reader(self) -> readers.ParamReader:
         """Return the parameters layer by layer, adapters folded in."""
@@ -71,7 +74,7 @@ class Artifact:
         if adapter.kind == "none":
             return base
         arrays = {path: np.asarray(self.params[path]) for path in self.definition.trainable_paths()}
-        return readers.MergedReader(base, arrays, adapter.scale)
+        return readers.MergedReader(base, arrays, adapter)
 
 
 def is_run(path: Path) -> bool:
@@ -179,21 +182,39 @@ def load_run(folder: Path, *, step: int | None = None, compute: str | None = Non
     mesh = sharding.single_device_mesh()
     runtime = default_runtime(compute or run.precision.compute)
     config = resolve_decoder(run.model)
-    definition = definition_lib.define(config, adapter=run.adapter, runtime=runtime)
+    definition = definition_lib.define(
+        config, adapter=run.adapter, runtime=runtime, frozen=run.precision.frozen
+    )
+    state = restore(folder, run, definition, mesh, step=step)
+    frozen, path = load_frozen(definition, run, mesh)
+    params = frozen | state.params
+    if run.adapter.kind == "none":
+        path = None
+    return Artifact(definition, params, find_tokenizer(run), run, path)
+
+
+def restore(
+    folder: Path,
+    run: run_config.RunConfig,
+    definition: definition_lib.Definition,
+    mesh: Mesh,
+    *,
+    step: int | None = None,
+) -> state_lib.TrainState:
+    """Return what trained in a run, at its best step, the newest, or a given one.
+
+    Raises:
+        ValueError: it holds no checkpoint, or not this step.
+    """
     saved = checkpoint.Checkpointer(folder / CHECKPOINTS, run.checkpoint, is_reader=True)
     try:
         steps = saved.steps()
         chosen = step if step is not None else saved.best_step() or (steps[-1] if steps else None)
         if chosen is None or chosen not in steps:
             raise ValueError(f"{folder}: no checkpoint of step {chosen}; there are: {steps}")
-        state = saved.restore(abstract_state(definition, run, mesh), chosen).state
+        return saved.restore(abstract_state(definition, run, mesh), chosen).state
     finally:
         saved.close()
-    frozen, path = load_frozen(definition, run, mesh)
-    params = frozen | state.params
-    if run.adapter.kind == "none":
-        path = None
-    return Artifact(definition, params, find_tokenizer(run), run, path)
 
 
 def load_frozen(
@@ -209,7 +230,9 @@ def load_frozen(
     path = locate.local_path(run.model.weights)
     if not set(definition.shapes) - trained:
         return {}, path
-    params = weights.load_params(definition, path, mesh, dtype=run.precision.frozen)
+    # What stands beside quantised kernels stays as the checkpoint has it.
+    dtype = "checkpoint" if run.precision.is_quantised else run.precision.frozen
+    params = weights.load_params(definition, path, mesh, dtype=dtype)
     return {name: value for name, value in params.items() if name not in trained}, path
 
 

@@ -2,7 +2,8 @@
 
 Orbax makes a step atomic and asynchronous; we add a digest of every array, because Orbax restored
 140 of 140 flipped bits without a word. A step whose digests do not match is set aside by name and
-the one before it is taken. Digests need whole arrays on one host; see `digests_of`.
+the one before it is taken. Where a run has several processes, all of them call every method that
+is not a reader's, each writes its own shards into the one folder, and they judge a step together.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mistral_jax import array_digest
+from mistral_jax import distributed
 from mistral_jax.config.evaluate import CheckpointConfig
 
 # An async save holds a second copy of the state on disk until the old step is deleted.
@@ -77,7 +80,7 @@ class Checkpointer:
             looking = ocp.CheckpointManagerOptions(
                 create=False, cleanup_tmp_directories=False, lightweight_initialize=True
             )
-            self._manager = ocp.CheckpointManager(self.folder, options=looking)
+            self._manager = self._reader = ocp.CheckpointManager(self.folder, options=looking)
             return
         policies: list[Any] = [checkpoint_managers.LatestN(n=config.keep_last)]
         if config.keep_best:
@@ -101,6 +104,22 @@ class Checkpointer:
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
             ),
         )
+
+        self._reader = self._manager
+        if distributed.is_shared():
+            # Orbax's restore ends in a barrier, at which a process whose part is damaged would
+            # be missed for ever: each reads by itself, and they compare what they found.
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=distributed.index(),
+                active_processes={distributed.index()},
+                barrier_sync_key_prefix=f"process_{distributed.index()}",
+            )
+            self._reader = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    create=False, cleanup_tmp_directories=False, multiprocessing_options=alone
+                ),
+            )
 
     def steps(self) -> list[int]:
         """Return the finished steps, oldest first."""
@@ -136,7 +155,9 @@ class Checkpointer:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             record=ocp.args.JsonSave(record),
-            digests=ocp.args.JsonSave({**digests_of(state), RECORD: record_digest(record)}),
+            digests=ocp.args.JsonSave(
+                {**array_digest.digests_of(state), RECORD: record_digest(record)}
+            ),
         )
         with self._full_disk_named():
             self._manager.save(step, args=items, metrics=metrics, force=True)
@@ -151,6 +172,8 @@ class Checkpointer:
         try:
             self.wait()
         finally:
+            if self._reader is not self._manager:
+                self._reader.close()
             self._manager.close()
 
     def restore(self, abstract_state: Any, step: int) -> Restored:
@@ -166,9 +189,11 @@ class Checkpointer:
             digests=ocp.args.JsonRestore(),
         )
         where = self.folder / str(step)
-        with _damage_named(where):
-            found = self._manager.restore(step, args=items)
-        for name, digest in digests_of(found["state"]).items():
+        found = distributed.everywhere(lambda: self._read(step, items))
+        complaints = distributed.gather(str(found) if isinstance(found, CheckpointCorrupt) else "")
+        if isinstance(found, CheckpointCorrupt) or any(complaints):
+            raise CheckpointCorrupt(next(text for text in complaints if text))
+        for name, digest in array_digest.digests_of(found["state"]).items():
             if found["digests"].get(name) != digest:
                 raise CheckpointCorrupt(
                     f"{where}: array {name} is not what was saved "
@@ -177,6 +202,14 @@ class Checkpointer:
         if found["digests"].get(RECORD) != record_digest(found["record"]):
             raise CheckpointCorrupt(f"{where}: record is not what was saved")
         return Restored(step, found["state"], found["record"])
+
+    def _read(self, step: int, items: Any) -> Any:
+        """Return what a step holds, or the complaint, so that processes can compare theirs."""
+        try:
+            with _damage_named(self.folder / str(step)):
+                return self._reader.restore(step, args=items)
+        except CheckpointCorrupt as error:
+            return error
 
     def read_record(self, step: int) -> dict:
         """Return the JSON saved with a step, without its arrays.
@@ -223,8 +256,11 @@ class Checkpointer:
         return self.folder.with_name(f"{self.folder.name}-damaged")
 
     def _set_aside(self, step: int) -> None:
-        self._damaged.mkdir(exist_ok=True)
-        shutil.move(self.folder / str(step), self._damaged / str(step))
+        def move() -> None:
+            self._damaged.mkdir(exist_ok=True)
+            shutil.move(self.folder / str(step), self._damaged / str(step))
+
+        distributed.on_main(move)
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -263,22 +299,6 @@ def _system_code(error: Exception) -> int | None:
         return error.errno
     found = TENSORSTORE_CODE.search(str(error))
     return int(found.group(1)) if found else None
-
-
-def digests_of(tree: Any) -> dict[str, str]:
-    """Return crc32 and size of every array, by path.
-
-    Every array must be whole on this host, which holds on one host; on several, each host would
-    have to digest its own shards.
-    """
-    digests = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(jax.device_get(leaf))
-        name = "/".join(
-            str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path
-        )
-        digests[name] = f"{zlib.crc32(array.view(np.uint8).reshape(-1)):08x}-{array.nbytes}"
-    return digests
 
 
 def record_digest(record: dict) -> str:

@@ -42,6 +42,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
+    if "machine" in options:  # of the target: launcher.host=...
+        from launch import start
+
+        options.overrides, options.machine = start.split_target(options.overrides)
     return options
 
 
@@ -55,8 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     demo = _verb(verbs, "demo", _demo, "the main job, end to end, on this machine")
     _overrides(demo)
     prepare = _verb(verbs, "prepare", _prepare, "raw documents to shards (resumable)")
-    prepare.add_argument("source", help="folder, file or archive of PDF, Markdown, text, JSONL")
-    prepare.add_argument("output", help="folder that gets the shards")
+    prepare.add_argument(
+        "source",
+        nargs="+",
+        help="folders, files or archives of PDF, Markdown, text, JSONL; here, s3:// or gs://",
+    )
+    prepare.add_argument("output", help="folder, s3:// or gs:// prefix that gets the shards")
+    prepare.add_argument("--jsonl", metavar="URI", help="write the documents as JSONL here, too")
     prepare.add_argument("--tokenizer", required=True, help="checkpoint, file, or a known name")
     prepare.add_argument("--eval-fraction", type=float, default=0.05, help="share held out")
     prepare.add_argument("--name", help="what the source is called")
@@ -68,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     _config(plan)
     _target(plan)
     plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_argument("--check", action="store_true", help="compare with the golden plan; 1: drift")
+    plan.add_argument("--update", action="store_true", help="write the golden plan")
     _overrides(plan)
     compiler = _verb(
         verbs, "compile", _compile, "compile the step for a machine that is not here; exact memory"
@@ -78,6 +89,21 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument("--out", metavar="DIR", help="write JSON, Markdown and a picture here")
     compiler.add_argument("--hlo", metavar="FILE", help="write the compiled module as text")
     _overrides(compiler)
+    launcher = _verb(verbs, "launch", _launch, "start a run on its target, or attach to it")
+    _config(launcher)
+    _target(launcher)
+    launcher.set_defaults(machine=[])
+    launcher.add_argument("--dry-run", action="store_true", help="show every command and file")
+    launcher.add_argument("--create", action="store_true", help="start the machine too (EC2)")
+    launcher.add_argument("--stop", action="store_true", help="end the run, and its EC2 machine")
+    _overrides(launcher)
+    preflight = _verb(verbs, "preflight", _preflight, "all that can be checked before a launch")
+    _config(preflight)
+    _target(preflight)
+    preflight.add_argument("--json", action="store_true", help="print JSON")
+    preflight.add_argument("--remote", action="store_true", help="ask the hosts, too")
+    preflight.add_argument("--on-host", action="store_true", help="this machine is to train")
+    _overrides(preflight)
     generate = _verb(verbs, "generate", _generate, "complete prompts")
     generate.add_argument("model", help="checkpoint or run directory")
     generate.add_argument("prompts", nargs="+", help="one completion for each")
@@ -98,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
         default="bfloat16",
         help="float32, float16, bfloat16; for gguf also q8_0, or q4_k_m by llama.cpp's quantiser",
     )
+    merge = _verb(verbs, "merge", _merge, "fold an adapter into its base, layer by layer")
+    merge.add_argument("adapter", help="PEFT folder or run directory; a path or a URI")
+    merge.add_argument("destination", help="folder to write")
+    merge.add_argument("--base", help="the base's weights; else what the adapter names")
+    merge.add_argument("--dtype", default="checkpoint", help="number format; else the base's own")
     verify = _verb(verbs, "verify", _verify, "largest logit difference of two models")
     verify.add_argument("first")
     verify.add_argument("second")
@@ -157,28 +188,29 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from data_pipelines import prepare
-    from data_pipelines import sources
+    from data_pipelines import deliver
     from mistral_jax import tokenizers
 
-    tokenizer = tokenizers.load_tokenizer(options.tokenizer)
-    prepare.prepare(
+    summary = deliver.deliver(
         options.source,
         options.output,
-        tokenizer=tokenizer,
+        tokenizer=tokenizers.load_tokenizer(options.tokenizer),
         name=options.name,
         eval_fraction=options.eval_fraction,
-        on_progress=print,
+        jsonl=options.jsonl,
     )
-    print(json.dumps(sources.manifest_summary(options.output), indent=2))
+    print(json.dumps(summary, indent=2))
     return EXIT_DONE
 
 
 def _train(options: argparse.Namespace) -> int:
     run, is_fresh = _load_run(options)
+    from mistral_jax import distributed
     from mistral_jax import job
 
     result = job.train(run, target=options.target, fresh=is_fresh)
+    if not distributed.is_main():
+        return EXIT_DONE
     if result.reason == "finished_before":
         print(f"this run is finished at step {result.step}: {result.directory}")
         print("start it again beside the old one with fresh=true")
@@ -192,6 +224,8 @@ def _plan(options: argparse.Namespace) -> int:
     from launch import target
 
     run, _ = _load_run(options)
+    if options.check or options.update:
+        return _golden_plan(run, options)
     made = plan.resolve(run, target.load_target(options.target))
     if options.json:
         print(made.model_dump_json(indent=2))
@@ -202,6 +236,20 @@ def _plan(options: argparse.Namespace) -> int:
 
     console.Console().print(plan_table.plan_table(made))
     return EXIT_DONE
+
+
+def _golden_plan(run, options: argparse.Namespace) -> int:
+    from launch import golden
+
+    if options.update:
+        print(golden.update(run, options.target))
+        return EXIT_DONE
+    drift = golden.check(run, options.target)
+    for line in drift:
+        print(line)
+    if not drift:
+        print(f"{run.name} on {options.target} is as its golden plan")
+    return EXIT_FAILED if drift else EXIT_DONE
 
 
 def _compile(options: argparse.Namespace) -> int:
@@ -226,6 +274,37 @@ def _compile(options: argparse.Namespace) -> int:
         compiled.write_all(report.model_dump(mode="json"), options.out)
     compile_report.check_fit(report)
     return EXIT_DONE
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from launch import start
+    from launch import target
+
+    run, _ = _load_run(options)
+    return start.launch(
+        run,
+        Path(options.config),
+        options.overrides,
+        target.load_target(options.target, options.machine),
+        is_dry_run=options.dry_run,
+        create=options.create,
+        stop=options.stop,
+    )
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from launch import preflight
+
+    context = preflight.context_of(
+        options.config,
+        options.target,
+        options.overrides,
+        on_host=options.on_host,
+        remote=options.remote,
+    )
+    return preflight.run(context, is_json=options.json)
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -268,6 +347,13 @@ def _export(options: argparse.Namespace) -> int:
             options.source, options.destination, format=options.format, dtype=options.dtype
         )
     )
+    return EXIT_DONE
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from mistral_jax import merge
+
+    _show(merge.merge(options.adapter, options.destination, base=options.base, dtype=options.dtype))
     return EXIT_DONE
 
 

@@ -1,13 +1,17 @@
 """A run's data as batches: the only place where the training side and data_pipelines meet."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
+from jax.sharding import Mesh
 
 from data_pipelines import batches
 from data_pipelines import inputs
+from mistral_jax import distributed
 from mistral_jax import protocols
+from mistral_jax import tokenizers
+from mistral_jax.config import data as data_config
 from mistral_jax.config import run as run_config
 
 DATA_FOLDER = "data"
@@ -33,10 +37,87 @@ def data_folder(run_directory: Path) -> Path:
     return run_directory / DATA_FOLDER
 
 
+def open_sources(
+    run: run_config.RunConfig,
+    tokenizer: tokenizers.Tokenizer,
+    folder: Path,
+    *,
+    is_begun: bool,
+    say: Callable[[str], None],
+) -> inputs.RunSources:
+    """Open what the run reads; process 0 prepares raw documents while the others wait.
+
+    The others read what it has prepared out of the run's folder, which all must see; what was
+    prepared before, each reads from where the config says.
+
+    Raises:
+        ValueError: see inputs.open_sources; on every process.
+    """
+
+    def opened(config: data_config.DataConfig) -> inputs.RunSources:
+        return inputs.open_sources(config, tokenizer, folder, is_begun=is_begun, on_progress=say)
+
+    if not distributed.is_shared():
+        return opened(run.data)
+    kept: list[inputs.RunSources] = []
+
+    def prepare() -> dict[str, Any]:
+        kept.append(opened(run.data))
+        return _described(run.data, kept[0], folder)
+
+    found = distributed.on_main(prepare)
+    listed = {
+        role: tuple(data_config.Source(**source) for source in entries) or None
+        for role, entries in found.items()
+    }
+    there = run.data.model_copy(update=listed)
+    return distributed.everywhere(lambda: kept[0] if kept else opened(there))
+
+
+def _described(
+    config: data_config.DataConfig, data: inputs.RunSources, folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the config's sources; what was prepared for this run, by the folder that it is in."""
+    trained = {source.name for source in data.train}
+    further = [source for source in data.held_out if source.name not in trained]
+    weights = {source.name: weight for source, weight in zip(data.train, data.weights, strict=True)}
+
+    def path_of(given: str | tuple[data_config.Source, ...] | None, source: Any) -> str:
+        if source.folder.is_relative_to(folder):
+            return str(source.folder)
+        if isinstance(given, str):
+            return given
+        return next(each.path for each in given or () if each.name == source.name)
+
+    return {
+        role: [
+            {
+                "name": source.name,
+                "path": path_of(given, source),
+                "weight": weights.get(source.name, 1.0),
+            }
+            for source in opened
+        ]
+        for role, given, opened in (
+            ("train", config.train, data.train), ("eval", config.eval, further)
+        )
+    }  # fmt: skip
+
+
 def train_stream(
-    run: run_config.RunConfig, data: inputs.RunSources, *, state: dict | None
+    run: run_config.RunConfig,
+    data: inputs.RunSources,
+    *,
+    state: dict | None,
+    mesh: Mesh | None = None,
 ) -> batches.TrainBatches:
-    """Return the run's batches, from the start or from a saved position.
+    """Return this process's rows of the run's batches, from the start or from a saved position.
+
+    Args:
+        run: the experiment.
+        data: what it reads.
+        state: a saved position, or None.
+        mesh: says which rows the process's devices hold; all if None.
 
     Raises:
         batches.ResumeMismatch: the saved position is of other data, seed or shapes.
@@ -46,18 +127,25 @@ def train_stream(
         run.data,
         run.seed,
         weights=data.weights,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        held_rows=_held_rows(mesh, run.data.global_batch_sequences),
     )
     if state is not None:
         stream.set_state(state)
     return stream
 
 
+def _held_rows(mesh: Mesh | None, num_rows: int) -> Any:
+    return None if mesh is None else distributed.held_rows(mesh, num_rows)
+
+
 def held_out_batches(
-    run: run_config.RunConfig, data: inputs.RunSources, batch_rows: int
+    run: run_config.RunConfig,
+    data: inputs.RunSources,
+    batch_rows: int,
+    *,
+    mesh: Mesh | None = None,
 ) -> dict[str, list[protocols.Batch]]:
-    """Return the held-out rows of each source, at most evaluate.max_rows of each."""
+    """Return this process's held-out rows of each source; of all, at most evaluate.max_rows."""
     found = {
         source.name: list(
             batches.eval_batches(
@@ -65,6 +153,7 @@ def held_out_batches(
                 sequence_length=run.data.sequence_length,
                 batch_rows=batch_rows,
                 max_rows=run.evaluate.max_rows,
+                held_rows=_held_rows(mesh, batch_rows),
             )
         )
         for source in data.held_out

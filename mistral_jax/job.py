@@ -16,25 +16,28 @@ from typing import Any
 
 import jax
 
-from data_pipelines import inputs
 from launch import plan as plan_lib
 from launch import target as target_lib
 from mistral_jax import artifact
 from mistral_jax import checkpoint
 from mistral_jax import datasets
+from mistral_jax import distributed
 from mistral_jax import manifest
 from mistral_jax import metrics
 from mistral_jax import precision
+from mistral_jax import remote_run
 from mistral_jax import rng
 from mistral_jax import run_checks
 from mistral_jax import run_directory
 from mistral_jax import sharding
+from mistral_jax import storage
 from mistral_jax import tokenizers
 from mistral_jax.config import expert_shards
 from mistral_jax.config import model as model_config
 from mistral_jax.config import run as run_config
 from mistral_jax.formats import locate
 from mistral_jax.generate import engine
+from mistral_jax.models import adapter_start
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import weights
@@ -76,30 +79,48 @@ def train(
 ) -> Result:
     """Train as configured, or go on, or tell that it is done.
 
+    Where the environment says so (distributed.py), this is one of several processes of the run;
+    each makes the same call, and only the first one writes and says anything.
+
     Raises:
+        distributed.PeerLost: another process of the run is gone.
         run_directory.ResumeRefused: the directory holds another experiment.
         run_directory.InUse: another process trains there now.
         ValueError: bad input; see the message.
     """
+    with distributed.group():
+        speaks = say if distributed.is_main() else lambda _: None
+        if not storage.is_remote(run.run_directory()):
+            return _train(run, target, is_fresh=fresh, say=speaks)
+        there = functools.partial(_train, target=target, is_fresh=fresh, say=speaks)
+        return remote_run.train(run, fresh=fresh, say=speaks, train_here=there)
+
+
+def _train(
+    run: run_config.RunConfig,
+    target: str,
+    *,
+    is_fresh: bool,
+    say: Callable[[str], None],
+    folder: Path | None = None,
+) -> Result:
+    """Train in a local folder: `folder`, or the run's own."""
     started = time.monotonic()
-    machine = target_lib.load_target(target)
-    run_checks.check_platform(machine)
-    decoder = artifact.resolve_decoder(run.model)
-    plan = plan_lib.resolve(run, machine, decoder=decoder)
-    tokenizer = artifact.find_tokenizer(run)
-    run_checks.check_tokenizer(tokenizer, decoder)
-    run_checks.check_samples(run, tokenizer, decoder)
-    directory = run_directory.choose(run, fresh=fresh)
+    decoder, plan, tokenizer = distributed.everywhere(lambda: _checked(run, target))
+    directory = folder or Path(
+        distributed.on_main(lambda: str(run_directory.choose(run, fresh=is_fresh)))
+    )
     again = "the same command"
-    if fresh:
-        run = run.model_copy(update={"output": str(directory)})
-        again += f" with output={directory} in place of fresh=true"
-    run_directory.refuse_other_experiment(directory, run)
-    finished_steps = run_directory.finished_steps(directory)
+    if is_fresh:
+        run = run if folder else run.model_copy(update={"output": str(directory)})
+        again += f" with output={run.output} in place of fresh=true"
+    distributed.everywhere(lambda: run_directory.refuse_other_experiment(directory, run))
+    finished_steps = distributed.on_main(lambda: run_directory.finished_steps(directory))
     if finished_steps is not None:
-        return Result(directory, "finished_before", finished_steps, _finished_report(directory))
+        report_file = _on_main_path(lambda: _finished_report(directory))
+        return Result(directory, "finished_before", finished_steps, report_file)
     _use_compilation_cache()
-    with run_directory.claimed(directory, datasets.data_folder(directory)):
+    with run_directory.claimed_by_one(directory, datasets.data_folder(directory)):
         job = _Job(run, plan, decoder, tokenizer, directory, say)
         # Closed whatever happens: the step that a message names must be on disk.
         with contextlib.closing(job.checkpointer):
@@ -107,7 +128,24 @@ def train(
         if outcome.reason.startswith("SIG"):
             say(f"{outcome.reason}: saved at step {outcome.step}; run {again} to go on")
             return Result(directory, outcome.reason, outcome.step, None)
-        return _conclude(directory, outcome, time.monotonic() - started)
+        wall_s = time.monotonic() - started
+        report_file = _on_main_path(lambda: _conclude(directory, outcome, wall_s))
+        return Result(directory, outcome.reason, outcome.step, report_file)
+
+
+def _checked(
+    run: run_config.RunConfig, target: str
+) -> tuple[model_config.DecoderConfig, plan_lib.Plan, tokenizers.Tokenizer]:
+    """Return what a run is made of, or refuse it before anything is written."""
+    machine = target_lib.load_target(target)
+    run_checks.check_processes(machine)
+    run_checks.check_platform(machine)
+    decoder = artifact.resolve_decoder(run.model)
+    plan = plan_lib.resolve(run, machine, decoder=decoder)
+    tokenizer = artifact.find_tokenizer(run)
+    run_checks.check_tokenizer(tokenizer, decoder)
+    run_checks.check_samples(run, tokenizer, decoder)
+    return decoder, plan, tokenizer
 
 
 class _Job:
@@ -128,7 +166,9 @@ class _Job:
         self.mesh = sharding.make_mesh(plan.mesh, devices)
         runtime = runtime_of(run, plan)
         self.definition, self.eval_definition, self.prompt_definition = (
-            definition_lib.define(decoder, adapter=run.adapter, runtime=each)
+            definition_lib.define(
+                decoder, adapter=run.adapter, runtime=each, frozen=run.precision.frozen
+            )
             for each in (
                 runtime, artifact.without_overflow(runtime), artifact.for_prompts(runtime)
             )
@@ -137,21 +177,30 @@ class _Job:
             say(f"experts run by {runtime.experts.implementation}")
         self.weights_path = None
         if run.model.weights is not None:
-            self.weights_path = locate.local_path(run.model.weights)
-            weights.check(self.definition, self.weights_path)
+            self.weights_path = distributed.everywhere(self._checked_weights)
         self.optimizer = optimizers.make_optimizer(run.optimizer)
         self.abstract = artifact.abstract_state(self.definition, run, self.mesh)
+        if plan.offload == "optimizer":
+            self.optimizer = optimizers.with_state_on_host(self.optimizer)
+            self.abstract = state_lib.on_host(self.abstract)
         self.state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         checkpoints = directory / artifact.CHECKPOINTS
-        checkpoint.check_disk(checkpoints, self.abstract, run.checkpoint)
-        self.data = inputs.open_sources(
-            run.data,
+        distributed.on_main(
+            lambda: checkpoint.check_disk(checkpoints, self.abstract, run.checkpoint)
+        )
+        self.data = datasets.open_sources(
+            run,
             tokenizer,
             datasets.data_folder(directory),
             is_begun=run_directory.has_checkpoint(directory),
-            on_progress=say,
+            say=say,
         )
         self.checkpointer = checkpoint.Checkpointer(checkpoints, run.checkpoint)
+
+    def _checked_weights(self) -> Path:
+        path = locate.local_path(self.run_config.model.weights)  # pyright: ignore[reportArgumentType]
+        weights.check(self.definition, path)
+        return path
 
     def run(self) -> loop.Outcome:
         """Restore or begin, then train to the end or to a signal."""
@@ -159,20 +208,21 @@ class _Job:
         for complaint in complaints:
             self.say(f"set aside a damaged checkpoint: {complaint}")
         saved_data = None if restored is None else restored.record["data"]
-        stream = datasets.train_stream(self.run_config, self.data, state=saved_data)
+        stream = distributed.everywhere(
+            lambda: datasets.train_stream(
+                self.run_config, self.data, state=saved_data, mesh=self.mesh
+            )
+        )
         weights_digest = manifest.weights_digest(self.weights_path)
+        run_checks.check_same_weights(weights_digest)
         if restored is None:
-            self._write_before_step_0(weights_digest)
+            distributed.on_main(lambda: self._write_before_step_0(weights_digest))
         else:
-            self._check_resume(restored.step, weights_digest)
+            distributed.on_main(lambda: self._check_resume(restored.step, weights_digest))
         self.frozen, _ = artifact.load_frozen(self.definition, self.run_config, self.mesh)
         state = self._start_state() if restored is None else restored.state
         start_step = 0 if restored is None else restored.step
-        with metrics.MetricsWriter(
-            self.directory,
-            total_steps=self.run_config.optimizer.max_steps,
-            resume_step=start_step,
-        ) as writer:
+        with self._writer(start_step) as writer:
             return loop.fit(
                 self._parts(stream, writer),
                 state,
@@ -180,13 +230,22 @@ class _Job:
                 eval_history=() if restored is None else restored.record["eval_history"],
             )
 
+    def _writer(self, start_step: int) -> contextlib.AbstractContextManager[metrics.Writer]:
+        if not distributed.is_main():
+            return contextlib.nullcontext(metrics.Silent())
+        return metrics.MetricsWriter(
+            self.directory,
+            total_steps=self.run_config.optimizer.max_steps,
+            resume_step=start_step,
+        )
+
     def _check_resume(self, step: int, weights_digest: str | None) -> None:
         run, plan = self.run_config, self.plan.model_dump(mode="json")
         differences = run_directory.check_resume(
             self.directory,
             weights_digest=weights_digest,
             plan=plan,
-            has_dropout=run.adapter.kind == "lora" and run.adapter.dropout > 0,
+            has_dropout=run.adapter.kind != "none" and run.adapter.dropout > 0,
         )
         if differences:
             shown = "; ".join(differences)
@@ -194,7 +253,7 @@ class _Job:
         run_directory.record_resume(self.directory, step, differences)
         self.say(f"going on at step {step} of {run.optimizer.max_steps}")
 
-    def _parts(self, stream: Any, writer: metrics.MetricsWriter) -> loop.Parts:
+    def _parts(self, stream: Any, writer: metrics.Writer) -> loop.Parts:
         run, plan = self.run_config, self.plan
         schedule = optimizers.learning_rate(run.optimizer)
         rows = plan.micro_batch_sequences * plan.data_parallel
@@ -212,7 +271,7 @@ class _Job:
             eval_step=step_lib.make_eval_step(self.eval_definition),
             frozen=self.frozen,
             stream=stream,
-            eval_sets=datasets.held_out_batches(run, self.data, rows),
+            eval_sets=datasets.held_out_batches(run, self.data, rows, mesh=self.mesh),
             accumulation=plan.accumulation,
             checkpointer=self.checkpointer,
             writer=writer,
@@ -223,19 +282,27 @@ class _Job:
                 if run.evaluate.sample_prompts
                 else None
             ),
-            save_evaluation=functools.partial(run_directory.write_evaluation, self.directory),
+            save_evaluation=(
+                functools.partial(run_directory.write_evaluation, self.directory)
+                if distributed.is_main()
+                else lambda _step, _losses: None
+            ),
         )
 
     def _start_state(self) -> state_lib.TrainState:
         run, definition = self.run_config, self.definition
         paths = definition.trainable_paths()
-        if run.adapter.kind == "none" and self.weights_path is not None:
+        key = rng.seed_key(run.seed)
+        if run.adapter.kind != "none":
+            params = adapter_start.start_adapters(definition, self.frozen, key, self.mesh)
+        elif self.weights_path is not None:
             params = weights.load_params(definition, self.weights_path, self.mesh)
         else:
-            params = definition_lib.initialise(definition, rng.seed_key(run.seed), self.mesh, paths)
-        return state_lib.create(
+            params = definition_lib.initialise(definition, key, self.mesh, paths)
+        state = state_lib.create(
             params, self.optimizer, run.seed, self.mesh, definition.shardings(self.mesh)
         )
+        return jax.device_put(state, self.state_shardings)
 
     def _write_before_step_0(self, weights_digest: str | None) -> None:
         trained = self.definition.num_parameters(self.definition.trainable_paths())
@@ -256,6 +323,7 @@ class _Job:
                 "devices": [str(device) for device in self.mesh.devices.flat],
                 "device_kind": jax.devices()[0].device_kind,
                 "mesh": dict(self.mesh.shape),
+                "processes": jax.process_count(),
                 "tokenizer": {"name": self.tokenizer.name, "digest": self.tokenizer.digest},
                 "data": datasets.describe(self.data),
                 "parameters": total,
@@ -267,7 +335,7 @@ class _Job:
         run_directory.write_json(path, self.plan.model_dump(mode="json"))
 
     def _take_samples(
-        self, writer: metrics.MetricsWriter, step: int, params: definition_lib.Params
+        self, writer: metrics.Writer, step: int, params: definition_lib.Params
     ) -> None:
         run = self.run_config
         generator = engine.TextGenerator(self.prompt_definition, params, self.tokenizer)
@@ -276,14 +344,20 @@ class _Job:
             max_tokens=run.evaluate.sample_max_tokens,
             seed=run.seed,
         )
+        if not distributed.is_main():
+            return
         texts = [completion.text for completion in completions]
         for number, text in enumerate(texts):
             writer.log_text(step, f"sample/{number}", text)
         run_directory.write_samples(self.directory, step, run.evaluate.sample_prompts, texts)
 
 
-def _conclude(directory: Path, outcome: loop.Outcome, wall_s: float) -> Result:
-    """Write what a whole run measured, and its report."""
+def _on_main_path(work: Callable[[], Path]) -> Path:
+    return Path(distributed.on_main(lambda: str(work())))
+
+
+def _conclude(directory: Path, outcome: loop.Outcome, wall_s: float) -> Path:
+    """Write what a whole run measured, and its report; return where that is."""
     run_directory.write_json(
         directory / run_directory.MEASURED,
         {
@@ -295,7 +369,7 @@ def _conclude(directory: Path, outcome: loop.Outcome, wall_s: float) -> Result:
         },
     )
     run_directory.write_comparison(directory)
-    return Result(directory, outcome.reason, outcome.step, report.write_report(directory))
+    return report.write_report(directory)
 
 
 def _finished_report(directory: Path) -> Path:
@@ -332,11 +406,13 @@ def runtime_of(run: run_config.RunConfig, plan: plan_lib.Plan) -> decoder_lib.Ru
         implementation=experts.choose_implementation("auto", plan.platform, dtype),
         transport=expert_parallel.choose_transport(plan.experts_transport or "auto", plan.platform),
         buffer_factor=run.stage.experts.buffer_factor,
-        chunk_tokens=expert_shards.CHUNK_TOKENS if plan.remat == "full" else None,
+        chunk_tokens=expert_shards.CHUNK_TOKENS if plan.is_recomputed else None,
     )
     return decoder_lib.Runtime(
         compute_dtype=dtype,
         attention=attention.choose_implementation(plan.attention, plan.platform, dtype),
         experts=placement,
+        context=plan.context_form,
         remat=plan.remat,
+        mlp_chunk_tokens=plan.mlp_chunk_tokens,
     )

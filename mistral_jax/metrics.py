@@ -13,7 +13,9 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from typing import Protocol
 from typing import SupportsFloat
+from typing import runtime_checkable
 
 import psutil
 import tensorboardX
@@ -103,6 +105,36 @@ def _plain(value: SupportsFloat) -> int | float | None:
         return value
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Where the loop's numbers go."""
+
+    def log(self, step: int, **values: SupportsFloat) -> None:
+        """Record one step's numbers."""
+        ...
+
+    def log_eval(self, step: int, source: str, loss: SupportsFloat) -> None:
+        """Record the held-out loss of a source, in nats per token."""
+        ...
+
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Record a text, such as a sample."""
+        ...
+
+
+class Silent:
+    """A Writer that writes nothing: that of every process of a run but the first."""
+
+    def log(self, step: int, **values: SupportsFloat) -> None:
+        """Do nothing."""
+
+    def log_eval(self, step: int, source: str, loss: SupportsFloat) -> None:
+        """Do nothing."""
+
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Do nothing."""
 
 
 class MetricsWriter:

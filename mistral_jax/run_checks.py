@@ -3,6 +3,7 @@
 import jax
 
 from launch import target as target_lib
+from mistral_jax import distributed
 from mistral_jax import templates
 from mistral_jax import tokenizers
 from mistral_jax.config import model as model_config
@@ -22,6 +23,43 @@ def check_platform(machine: target_lib.Target) -> None:
             f"jax sees {len(jax.devices())} of {found}; choose another --target, or run "
             "`mistral-jax doctor`"
         )
+
+
+def check_processes(machine: target_lib.Target) -> None:
+    """Check that the run has as many processes as its target has hosts, with equal shares.
+
+    Raises:
+        ValueError: it has not; both counts are in the message.
+    """
+    local = machine.launcher.processes if machine.launcher.kind == "local" else 1
+    wanted, found = max(machine.num_hosts, local), jax.process_count()
+    if found != wanted:
+        raise ValueError(
+            f"target {machine.name} wants {wanted} process(es), one a host, but {found} take(s) "
+            f"part; start one on each host with the same {distributed.COORDINATOR} (`mistral-jax "
+            "launch` does), or choose another --target"
+        )
+    seen = jax.device_count()
+    if found > 1 and seen != machine.num_chips:
+        raise ValueError(
+            f"target {machine.name} has {machine.num_chips} device(s), but the {found} processes "
+            f"see {seen} together; use a target with num_chips: {seen} and a topology to match"
+        )
+
+
+def check_same_weights(digest: str | None) -> None:
+    """Check that every process of the run has read the same base weights; all must call.
+
+    Raises:
+        ValueError: one has other files than process 0.
+    """
+    found = distributed.gather(digest)
+    for index, other in enumerate(found):
+        if other != found[0]:
+            raise ValueError(
+                f"model.weights are not the same on every host: process 0 has {found[0]}, process "
+                f"{index} has {other}; copy the same files to all of them"
+            )
 
 
 def check_tokenizer(tokenizer: tokenizers.Tokenizer, decoder: model_config.DecoderConfig) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mistral_jax import artifact
 from mistral_jax import checkpoint
+from mistral_jax import distributed
 from mistral_jax import manifest
 from mistral_jax import storage
 from mistral_jax.config import load
@@ -29,8 +30,10 @@ LOCK = ".train.lock"
 # What of a plan rounds sums in another order; the rest of plan.json is prediction.
 PLAN_FIELDS = (
     "platform", "num_devices", "mesh", "micro_batch_sequences", "accumulation", "attention",
-    "remat",
+    "remat", "mlp_chunk_tokens", "context_form",
 )  # fmt: skip
+# By which dropout's masks are drawn.
+DROPOUT_FIELDS = ("accumulation", "mlp_chunk_tokens")
 
 
 class ResumeRefused(ValueError):
@@ -85,6 +88,18 @@ def claimed(directory: Path, data: Path) -> Iterator[None]:
             raise
 
 
+@contextlib.contextmanager
+def claimed_by_one(directory: Path, data: Path) -> Iterator[None]:
+    """Let process 0 hold the run directory for all processes of the run; see `claimed`."""
+    with contextlib.ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(claimed(directory, data))
+
+        distributed.on_main(claim)
+        yield
+
+
 def _remove_empty(*folders: Path) -> None:
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
@@ -121,6 +136,12 @@ def refuse_other_experiment(directory: Path, run: run_config.RunConfig) -> None:
         )
 
 
+def recorded_base(directory: Path) -> str | None:
+    """Return manifest.weights_digest of what a run began from; None: no weights, or no manifest."""
+    path = directory / MANIFEST
+    return _read_json(path).get("start_checkpoint_digest") if path.is_file() else None
+
+
 def check_resume(
     directory: Path, *, weights_digest: str | None, plan: dict[str, Any], has_dropout: bool
 ) -> list[str]:
@@ -138,9 +159,10 @@ def check_resume(
         )
     first = {name: _read_json(directory / PLAN).get(name) for name in PLAN_FIELDS}
     differences = manifest.differences(first, {name: plan[name] for name in PLAN_FIELDS}, "plan")
-    if has_dropout and first["accumulation"] != plan["accumulation"]:
+    is_drawn_alike = all(first[name] == plan[name] for name in DROPOUT_FIELDS)
+    if has_dropout and not is_drawn_alike:
         raise ResumeRefused(
-            f"{directory}: with adapter.dropout the masks are drawn by micro batch, and "
+            f"{directory}: with adapter.dropout the masks are drawn by micro batch and chunk, and "
             f"{'; '.join(differences)}; use a target with micro_batch_sequences: "
             f"{first['micro_batch_sequences']}, or start beside it with fresh=true"
         )

@@ -199,9 +199,10 @@ def constrain(x: Shaped[Array, "..."], axes: tuple[str | None, ...]) -> Shaped[A
 def like_parameters(tree: Any, shardings: dict[str, NamedSharding], mesh: Mesh) -> Any:
     """Return shardings for a tree (a training state) that repeats the parameters' paths.
 
-    A leaf below a key that is a parameter's path, and of its rank, is sharded as the parameter.
-    One that is the parameter without one axis (a factored moment) is sharded as what is left of
-    it; every other leaf is replicated.
+    A leaf below a key that is a parameter's path, and of its rank, is sharded as the parameter;
+    where it is smaller (scales of blocks), on the axes that still divide. One that is the
+    parameter without one axis (a factored moment) is sharded as what is left of it; every other
+    leaf is replicated.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -220,7 +221,9 @@ def like_parameters(tree: Any, shardings: dict[str, NamedSharding], mesh: Mesh) 
             return replicated(mesh)
         whole = tuple(shardings[name].spec)
         if len(whole) == len(leaf.shape):
-            return shardings[name]
+            parts = zip(whole, leaf.shape, strict=True)
+            kept = (part if size % _axis_size(mesh, part) == 0 else None for part, size in parts)
+            return NamedSharding(mesh, PartitionSpec(*kept))
         shape = shapes.get(name, ())
         for axis in range(len(shape)):
             if leaf.shape == shape[:axis] + shape[axis + 1 :]:

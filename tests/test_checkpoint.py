@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mistral_jax import array_digest
 from mistral_jax import checkpoint
 from mistral_jax import sharding
 from mistral_jax.config.evaluate import CheckpointConfig
@@ -335,13 +336,13 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(tmp_path: Path) ->
 
 def test_digests_name_every_array_and_see_every_bit() -> None:
     state = make_state(0)
-    digests = checkpoint.digests_of(state)
+    digests = array_digest.digests_of(state)
     assert set(digests) == {
         "step", "key", "opt/0", "opt/1/0",
         "params/layers/mlp/up_proj/kernel", "params/embed/embedding",
     }  # fmt: skip
     state["params"]["embed/embedding"] = -state["params"]["embed/embedding"]
-    changed = checkpoint.digests_of(state)
+    changed = array_digest.digests_of(state)
     assert {name for name in digests if digests[name] != changed[name]} == {
         "params/embed/embedding"
     }

@@ -36,7 +36,7 @@ TINY = [
 HELP_S, PLAN_S = 0.5, 1.0  # user and system CPU time, which other processes do not disturb much
 VERBS = (
     "demo", "prepare", "train", "plan", "compile", "generate", "chat", "import", "export", "verify",
-    "inspect", "doctor", "schema",
+    "inspect", "doctor", "schema", "launch", "merge", "preflight",
 )  # fmt: skip
 BLANK_PDF = (
     b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"

@@ -22,7 +22,7 @@ PACKAGES = ("mistral_jax", "launch", "data_pipelines")
 # Lowest first. A room imports its own layer (without a cycle) and the layers before it.
 LAYERS = (
     "config protocols storage metrics tokenizers templates sandbox formats report",
-    "sharding precision rng checkpoint",
+    "sharding precision rng distributed array_digest checkpoint",
     "nn",
     "adapters models",
     "experts train evaluate generate",

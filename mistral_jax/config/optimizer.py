@@ -55,12 +55,24 @@ MAX_BFLOAT16_BETA = 0.99
 Moments = Literal["float32", "bfloat16"]
 BYTES_OF = {"float32": 4, "bfloat16": 2}
 
+# Numbers that share a scale, and arrays too small to be worth it (arXiv:2110.02861, sections 2.1
+# and 5; bitsandbytes' defaults).
+BLOCK_SIZE = 256
+MIN_BLOCK_SIZE = 64
+MIN_EIGHT_BIT_SIZE = 4096
+
 
 class _Shared(Node):
-    """What every optimizer has."""
+    """What every optimizer has.
+
+    Attributes:
+        b_learning_rate_ratio: how many times the learning rate the B of low-rank adapters gets
+            (LoRA+, arXiv:2402.12354, which takes 16); 1 is plain LoRA.
+    """
 
     kind: str
     learning_rate: Positive
+    b_learning_rate_ratio: Positive = 1.0
     warmup_steps: NonNegativeInt = 0
     max_steps: Count
     schedule: Schedule = CosineSchedule()
@@ -88,20 +100,37 @@ class _WithMoments(_Shared):
 
 
 class AdamW(_WithMoments):
-    """AdamW (arXiv:1711.05101); weight decay spares norms, biases and embeddings."""
+    """AdamW (arXiv:1711.05101); weight decay spares norms, biases and embeddings.
+
+    `moments: int8` keeps both moments in 8 bits (arXiv:2110.02861): a quarter of the state.
+    """
 
     kind: Literal["adamw"] = "adamw"
+    moments: Moments | Literal["int8"] = "float32"  # pyright: ignore
 
     @property
-    def state_bytes(self) -> int:
+    def state_bytes(self) -> int | float:
         """Bytes of state for each trained parameter."""
+        if self.moments == "int8":
+            return 2 * (1 + 4 / BLOCK_SIZE)
         return 2 * BYTES_OF[self.moments]
 
     def array_state_bytes(
         self, path: str, shape: tuple[int, ...], local_shape: tuple[int, ...] | None = None
     ) -> int:
         """Return the bytes of state of one trained array, or of a device's part of it."""
-        return 2 * BYTES_OF[self.moments] * math.prod(local_shape or shape)
+        local = local_shape or shape
+        if self.moments != "int8":
+            return 2 * BYTES_OF[self.moments] * math.prod(local)
+        block = eight_bit_block(path, shape)
+        if block is None:
+            return 2 * 4 * math.prod(local)
+        # A scale's axis that its parameter's devices do not divide lies whole on each of them.
+        scales = math.prod(
+            size // (full // part) if size % (full // part) == 0 else size
+            for size, full, part in zip(scales_shape(shape, block), shape, local, strict=True)
+        )
+        return 2 * (math.prod(local) + 4 * scales)
 
 
 class Muon(_WithMoments):
@@ -181,6 +210,28 @@ def is_hidden_matrix(path: str) -> bool:
     *_, parent, name = ("", *path.split("/"))
     is_stacked = path.startswith(("layers/", "dense_layers/"))
     return is_stacked and name == "kernel" and parent != "router"
+
+
+def eight_bit_block(path: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return rows and columns of the blocks of an array's 8-bit moments; None: it stays float32.
+
+    A block lies in the last two axes and divides them: a row's 256 numbers, or of a narrow array
+    several rows'. No array is padded, and none is flattened, since that would gather a split one.
+    Small arrays stay in float32, and embeddings, whose rows' gradients differ too much (section
+    2.3 of the paper).
+    """
+    if math.prod(shape) < MIN_EIGHT_BIT_SIZE or path.endswith("/embedding"):
+        return None
+    columns = math.gcd(BLOCK_SIZE, shape[-1])
+    rows = math.gcd(BLOCK_SIZE // columns, shape[-2] if len(shape) > 1 else 1)
+    return (rows, columns) if rows * columns >= MIN_BLOCK_SIZE else None
+
+
+def scales_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """Return the shape of the scales of an array's blocks; it has the array's rank."""
+    if len(shape) == 1:
+        return (shape[0] // block[1],)
+    return (*shape[:-2], shape[-2] // block[0], shape[-1] // block[1])
 
 
 def _first_alike(shape: tuple[int, ...], axis: int) -> int:

@@ -8,6 +8,8 @@ import hashlib
 import json
 from typing import Literal
 
+from pydantic import model_validator
+
 from mistral_jax.config import presets
 from mistral_jax.config.base import Node
 from mistral_jax.config.base import Seed
@@ -28,10 +30,21 @@ NON_SCIENCE_DATA_FIELDS = frozenset({"prefetch_batches", "worker_count"})
 
 
 class Precision(Node):
-    """Number formats. Parameters that train are always float32; sums and losses too."""
+    """Number formats. Parameters that train are always float32; sums and losses too.
+
+    Attributes:
+        compute: of matmuls and activations.
+        frozen: of an adapter's base. nf4 and int8 store the projections of its layers quantised,
+            and the rest (embeddings, head, norms, biases, routers) as the checkpoint has it.
+    """
 
     compute: Literal["bfloat16", "float32"] = "bfloat16"
-    frozen: Literal["checkpoint", "bfloat16", "float32"] = "checkpoint"
+    frozen: Literal["checkpoint", "bfloat16", "float32", "nf4", "int8"] = "checkpoint"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the base's projections are stored in fewer than 16 bits."""
+        return self.frozen in ("nf4", "int8")
 
 
 class RunConfig(Node):
@@ -48,6 +61,26 @@ class RunConfig(Node):
     precision: Precision = Precision()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _ratio_has_an_adapter(self) -> "RunConfig":
+        ratio = self.optimizer.b_learning_rate_ratio
+        if ratio != 1 and self.adapter.kind == "none":
+            raise ValueError(
+                f"optimizer.b_learning_rate_ratio ({ratio:g}) is for the B of low-rank adapters, "
+                "and this run has none; set an adapter, or leave it at 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_quantised(self) -> "RunConfig":
+        if self.precision.is_quantised and self.adapter.kind == "none":
+            raise ValueError(
+                f"precision.frozen is {self.precision.frozen}, but without an adapter every "
+                "parameter trains, and what trains is not quantised; set adapter.kind=lora, or "
+                "precision.frozen=checkpoint"
+            )
+        return self
 
     def science(self) -> dict:
         """Return the fields that can change the numbers, as plain JSON values."""

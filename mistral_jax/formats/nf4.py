@@ -9,6 +9,7 @@ arXiv:2110.02861. int8 (arXiv:2208.07339): each output row in 127ths of its larg
 import concurrent.futures
 import dataclasses
 import os
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -199,7 +200,7 @@ def _quantise_largest(
     return codes.astype(np.uint8), scales
 
 
-def _over_rows(convert, num_rows: int, width: int) -> None:
+def _over_rows(convert: Callable[[slice], None], num_rows: int, width: int) -> None:
     """Run a conversion on runs of rows, on all processors: NumPy's loops do not hold the lock."""
     step = max(1, CHUNK // width)
     runs = [slice(first, first + step) for first in range(0, num_rows, step)]

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from jaxtyping import Int
 from jaxtyping import Key
 
+from mistral_jax import distributed
 from mistral_jax import protocols
 from mistral_jax import rng
 from mistral_jax import tokenizers
@@ -105,7 +106,7 @@ def generate_tokens(
         definition, max_tokens, tuple(stop_ids), sampling or sampler.Sampling(),
         params, tokens, positions, keys,
     )  # fmt: skip
-    out, log_probs, lengths = (np.asarray(array) for array in (out, log_probs, lengths))
+    out, log_probs, lengths = (distributed.whole(array) for array in (out, log_probs, lengths))
     return Generated(
         tokens=[out[row, :n].tolist() for row, n in enumerate(lengths)],
         log_probs=[log_probs[row, :n].tolist() for row, n in enumerate(lengths)],

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import ad_checkpoint
 from jaxtyping import Array
 from jaxtyping import Float
 from jaxtyping import Int
@@ -35,12 +36,20 @@ from mistral_jax.nn import mla
 from mistral_jax.nn import rope
 from mistral_jax.nn import routing
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "dots", "full", "offload"]
+LAYER_INPUT = "layer_input"
 REMAT_POLICIES = {
     # Keep matmul outputs, recompute norms, activations and softmax.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     # Keep the layer's input only.
     "full": jax.checkpoint_policies.nothing_saveable,
+    # The same, and the layer's input waits in the host's memory.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -53,6 +62,8 @@ class Runtime:
         attention: an implementation's name in nn/attention.py.
         experts: how a mixture's experts run, and travel between devices.
         remat: what the backward pass recomputes.
+        mlp_chunk_tokens: of a row go through a dense feed-forward at a time, where that divides
+            the row; the backward pass then makes each chunk's hidden states again. None: all.
         context: how devices that share a row exchange keys; no matter on a mesh where none do.
             Without a cache, shared rows are expected as context_parallel.reordered gives them.
     """
@@ -63,6 +74,7 @@ class Runtime:
         default_factory=expert_parallel.Placement
     )
     remat: Remat = "none"
+    mlp_chunk_tokens: int | None = None
     context: masks.ContextForm = "all_gather"
 
 
@@ -124,6 +136,7 @@ class Block(nnx.Module):
         )
         self.mlp_norm = norm()
         self.mlp = ffn.feed_forward(config, feed_forward, placement=runtime.experts, **how)
+        self.mlp_chunk_tokens = None if feed_forward.kind == "moe" else runtime.mlp_chunk_tokens
 
     def __call__(
         self,
@@ -140,10 +153,37 @@ class Block(nnx.Module):
             self.attention_norm(x), common.spec, common.rotary, cache=cache, dropout_key=first
         )
         x = x + attended
-        out, aux = self.mlp(
-            self.mlp_norm(x), segment_ids=common.segment_ids, control=control, dropout_key=second
-        )
+        chunk = self.mlp_chunk_tokens
+        if chunk is not None and x.shape[1] > chunk and x.shape[1] % chunk == 0:
+            out, aux = self._mlp_in_chunks(self.mlp_norm(x), chunk, second), None
+        else:
+            out, aux = self.mlp(
+                self.mlp_norm(x),
+                segment_ids=common.segment_ids,
+                control=control,
+                dropout_key=second,
+            )
         return sharding.constrain(x + out, ("batch", "sequence", "width")), cache, aux
+
+    def _mlp_in_chunks(
+        self, x: Float[Array, "B T D"], chunk: int, dropout_key: PRNGKeyArray | None
+    ) -> Float[Array, "B T D"]:
+        """Return a dense feed-forward's output, one chunk of each row after the other.
+
+        Hidden states are the widest arrays of a layer: on long rows they would decide its memory.
+        """
+        num_rows, num_tokens, width = x.shape
+        num_chunks = num_tokens // chunk
+        chunks = jnp.moveaxis(x.reshape(num_rows, num_chunks, chunk, width), 1, 0)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def one(inputs: tuple) -> Float[Array, "B t D"]:
+            part, index = inputs
+            key = None if dropout_key is None else rng.counter_key(dropout_key, index)
+            return self.mlp(part, control=routing.FREE, dropout_key=key)[0]
+
+        outs = jax.lax.map(one, (chunks, jnp.arange(num_chunks, dtype=jnp.uint32)))
+        return jnp.moveaxis(outs, 0, 1).reshape(x.shape)
 
 
 class Decoder(nnx.Module):
@@ -272,6 +312,7 @@ class Decoder(nnx.Module):
 
         def run_layer(x: Float[Array, "B T D"], inputs: tuple, *, reach: int | None) -> tuple:
             layer_state, layer_cache, index, replay = inputs
+            x = ad_checkpoint.checkpoint_name(x, LAYER_INPUT)
             key = common.dropout_key
             block = nnx.merge(graph, layer_state)
             return block(

@@ -16,9 +16,11 @@ from jaxtyping import Shaped
 
 from mistral_jax import rng
 from mistral_jax import sharding
+from mistral_jax.adapters import attach
 from mistral_jax.adapters import lora
 from mistral_jax.config import model as model_config
 from mistral_jax.models import decoder as decoder_lib
+from mistral_jax.nn import quantised
 
 Params = dict[str, Shaped[Array, "..."]]
 # Parameters with a leading layer axis; the first are a mixture's dense first layers.
@@ -34,8 +36,9 @@ class Definition:
         adapter: the adapter's configuration.
         runtime: how it computes.
         graph: the static half of `nnx.split`.
-        shapes: abstract arrays by path, in float32.
+        shapes: abstract arrays by path: float32, or the codes and scales of a quantised kernel.
         axes: logical axes by path, the stacked `layer` axis included.
+        frozen_kind: how the projections of an adapter's base are stored, or None.
     """
 
     config: model_config.DecoderConfig
@@ -44,6 +47,7 @@ class Definition:
     graph: nnx.GraphDef
     shapes: dict[str, jax.ShapeDtypeStruct]
     axes: dict[str, tuple[str | None, ...]]
+    frozen_kind: quantised.Kind | None = None
 
     def bind(self, params: Params) -> decoder_lib.Decoder:
         """Return the decoder with these numbers; inside jit this costs nothing at run time."""
@@ -63,9 +67,17 @@ class Definition:
         return [path for path in self.shapes if lora.is_adapter_path(path)]
 
     def num_parameters(self, paths: list[str] | None = None) -> int:
-        """Return how many numbers these paths hold, or all of them."""
+        """Return how many of the model's weights these paths hold, or all of them."""
         chosen = self.shapes if paths is None else paths
-        return sum(self.shapes[path].size for path in chosen)
+        return sum(
+            quantised.num_weights(path, self.shapes[path].shape, self.shapes[path].dtype)
+            for path in chosen
+        )
+
+    def quantised_modules(self) -> list[str]:
+        """Return the paths of kernels that are stored quantised, ".../kernel"."""
+        suffix = "/kernel/codes"
+        return [path.removesuffix("/codes") for path in self.shapes if path.endswith(suffix)]
 
     def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
         """Return each parameter's sharding on a mesh."""
@@ -80,15 +92,24 @@ def define(
     *,
     adapter: model_config.Adapter | None = None,
     runtime: decoder_lib.Runtime | None = None,
+    frozen: str = "float32",
 ) -> Definition:
     """Return the definition of a decoder; no number is made.
 
+    Args:
+        config: the decoder's shape.
+        adapter: low-rank adapters beside it.
+        runtime: how it computes.
+        frozen: a run's `precision.frozen`; nf4 and int8 store the projections so.
+
     Raises:
-        ValueError: an adapter names a module that the model does not have.
+        ValueError: an adapter names a module that the model does not have, or a projection has no
+            whole blocks of 64 for nf4; the message names it.
     """
     adapter = adapter or model_config.NoAdapter()
     runtime = runtime or decoder_lib.Runtime()
-    abstract = jax.eval_shape(lambda: _build(config, adapter, runtime, rng.seed_key(0)))
+    kind = quantised_kind(frozen)
+    abstract = jax.eval_shape(lambda: _build(config, adapter, runtime, kind, rng.seed_key(0)))
     graph, state = nnx.split(abstract)
     shapes, axes = {}, {}
     for parts, variable in nnx.to_flat_state(state):
@@ -96,7 +117,12 @@ def define(
         shapes[path] = jax.ShapeDtypeStruct(variable.shape, variable.dtype)
         own = tuple(variable.get_metadata()["axes"])
         axes[path] = ("layer", *own) if path.startswith(STACKED_PREFIXES) else own
-    return Definition(config, adapter, runtime, graph, shapes, axes)
+    return Definition(config, adapter, runtime, graph, shapes, axes, kind)
+
+
+def quantised_kind(frozen: str) -> quantised.Kind | None:
+    """Return how a run's `precision.frozen` stores projections; None as plain numbers."""
+    return frozen if frozen in quantised.FORMS else None  # pyright: ignore[reportReturnType]
 
 
 def initialise(
@@ -110,7 +136,8 @@ def initialise(
     shardings = definition.shardings(mesh)
 
     def draw(key: PRNGKeyArray) -> Params:
-        model = _build(definition.config, definition.adapter, definition.runtime, key)
+        known = (definition.config, definition.adapter, definition.runtime, definition.frozen_kind)
+        model = _build(*known, key)
         state = nnx.to_flat_state(nnx.split(model)[1])
         flat = {"/".join(str(part) for part in parts): value for parts, value in state}
         return {path: flat[path][...] for path in chosen}
@@ -123,11 +150,15 @@ def _build(
     config: model_config.DecoderConfig,
     adapter: model_config.Adapter,
     runtime: decoder_lib.Runtime,
+    kind: quantised.Kind | None,
     key: PRNGKeyArray,
 ) -> decoder_lib.Decoder:
     rngs = nnx.Rngs(rng.purpose_key(key, "parameters"))
     decoder = decoder_lib.Decoder(config, runtime, rngs=rngs)
-    if adapter.kind == "lora":
-        stacks = [stack for stack in (decoder.layers, decoder.dense_layers) if stack is not None]
-        lora.adapt(stacks, adapter, key=rng.purpose_key(key, "adapter"))
+    named = {"layers": decoder.layers, "dense_layers": decoder.dense_layers}
+    stacks = {name: stack for name, stack in named.items() if stack is not None}
+    if adapter.kind != "none":
+        attach.adapt(list(stacks.values()), adapter, key=rng.purpose_key(key, "adapter"))
+    if kind is not None:
+        quantised.replace_kernels(stacks, kind)
     return decoder

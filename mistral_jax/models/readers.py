@@ -13,9 +13,12 @@ from jaxtyping import Array
 from jaxtyping import Shaped
 
 from mistral_jax.adapters import lora
+from mistral_jax.adapters import merging
 from mistral_jax.config import model as model_config
 from mistral_jax.formats import detect
 from mistral_jax.formats import names
+from mistral_jax.formats import peft
+from mistral_jax.nn import quantised
 
 
 @runtime_checkable
@@ -40,11 +43,19 @@ class FileReader:
         ValueError: a tensor is missing or has another shape than the config says; it is named.
     """
 
-    def __init__(self, weights: detect.WeightsFile, config: model_config.DecoderConfig) -> None:
+    def __init__(
+        self,
+        weights: detect.WeightsFile | peft.AdapterFile,
+        config: model_config.DecoderConfig,
+        entries: list[names.Entry] | None = None,
+    ) -> None:
         self.config = config
         self._weights = weights
         self._entries: dict[str, dict[names.Index, names.Entry]] = {}
-        for entry in weights.entries():
+        if entries is None:
+            assert isinstance(weights, detect.WeightsFile)  # an adapter's need its base's shape
+            entries = weights.entries()
+        for entry in entries:
             self._entries.setdefault(entry.path, {})[entry.index] = entry
         # The last tensor that holds more than was asked for: a layer's experts in one.
         self._kept: tuple[names.Entry, np.ndarray] | None = None
@@ -52,6 +63,7 @@ class FileReader:
     @property
     def is_interleaved(self) -> bool:
         """Whether the file keeps latent attention's rotating rows in pairs."""
+        assert isinstance(self._weights, detect.WeightsFile)
         return self._weights.is_interleaved()
 
     def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
@@ -100,38 +112,80 @@ class TreeReader:
         self._params = params
 
     def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
-        """Return one slice; see ParamReader."""
-        return np.asarray(self._params[path][index])
+        """Return one slice; see ParamReader. A quantised kernel is dequantised."""
+        if path in self._params:
+            return np.asarray(self._params[path][index])
+        prefix = f"{path}/"
+        own = {name: value for name, value in self._params.items() if name.startswith(prefix)}
+        return quantised.to_host(
+            {name.removeprefix(prefix): np.asarray(value[index]) for name, value in own.items()}
+        )
 
     def dtype(self, path: str) -> np.dtype:
-        """Return the dtype that `read` gives."""
-        return np.dtype(self._params[path].dtype)
+        """Return the dtype that `read` gives (float32 for quantised kernels)."""
+        return np.dtype(self._params[path].dtype if path in self._params else np.float32)
+
+
+class AdapterReader(FileReader):
+    """The parameters of an adapter's file, for a decoder.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or has another shape than this decoder's.
+    """
+
+    def __init__(
+        self, file: peft.AdapterFile, config: model_config.DecoderConfig, *, is_interleaved: bool
+    ) -> None:
+        super().__init__(file, config, file.entries(config, is_interleaved=is_interleaved))
+
+    def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
+        """Return one slice; see ParamReader."""
+        return np.asarray(super().read(path, index), np.float32)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._entries
+
+    def paths(self) -> list[str]:
+        """Return the paths of its parameters."""
+        return list(self._entries)
 
 
 class MergedReader:
-    """A base with LoRA adapters folded in, one layer at a time."""
+    """A base with its adapters folded in, one layer at a time.
+
+    Attributes:
+        config: the base's.
+    """
 
     def __init__(
         self,
         base: ParamReader,
-        adapters: Mapping[str, Shaped[np.ndarray, "..."]],
-        scale: float,
+        adapters: Mapping[str, Shaped[np.ndarray, "..."]] | AdapterReader,
+        adapter: model_config.LowRankAdapter,
     ) -> None:
         self.config = base.config
         self._base = base
         self._adapters = adapters
-        self._scale = scale
+        self._scale = adapter.scale
 
     def read(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."]:
         """Return one slice; see ParamReader."""
         value = self._base.read(path, index)
         prefix = path.removesuffix("kernel")
-        if not path.endswith("/kernel") or f"{prefix}lora_a" not in self._adapters:
+        if not path.endswith("/kernel") or f"{prefix}{lora.A}" not in self._adapters:
             return value
-        lora_a, lora_b = (
-            np.asarray(self._adapters[f"{prefix}{name}"][index]) for name in lora.ADAPTER_NAMES
+        lora_a, lora_b, magnitude = (
+            self._part(f"{prefix}{name}", index) for name in lora.ADAPTER_NAMES
         )
-        return lora.merged(value, lora_a, lora_b, self._scale)
+        assert lora_a is not None and lora_b is not None
+        return merging.merged(value, lora_a, lora_b, self._scale, magnitude)
+
+    def _part(self, path: str, index: names.Index) -> Shaped[np.ndarray, "..."] | None:
+        if path not in self._adapters:
+            return None
+        if isinstance(self._adapters, AdapterReader):
+            return self._adapters.read(path, index)
+        return np.asarray(self._adapters[path][index])
 
     def dtype(self, path: str) -> np.dtype:
         """Return the dtype that `read` gives."""

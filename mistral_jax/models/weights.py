@@ -25,6 +25,7 @@ from mistral_jax.formats import detect
 from mistral_jax.formats import names
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
+from mistral_jax.nn import quantised
 
 FLOAT_NAMES = ("float32", "float16", "bfloat16", "F32", "F16", "BF16")
 
@@ -56,6 +57,9 @@ def load_params(
 ) -> definition_lib.Params:
     """Load every base parameter of a checkpoint.
 
+    Kernels that the definition stores quantised are quantised on the host, one at a time; `dtype`
+    is the others'.
+
     Args:
         definition: the model; its adapters' parameters are not in a base checkpoint.
         path: folder or file.
@@ -70,8 +74,12 @@ def load_params(
     table = source.entries(definition.config)
     shardings = definition.shardings(mesh)
     params: definition_lib.Params = {}
+    quantised_kernels = set(definition.quantised_modules())
     for parameter, entries in _by_path(table).items():
         read = functools.partial(_read, source)
+        if parameter in quantised_kernels:
+            params |= _place_quantised(read, entries, parameter, definition, shardings)
+            continue
         target = _target_dtype(source, entries[0], dtype, definition.runtime.compute_dtype)
         if parameter in names.FLOAT32_PATHS:
             target = np.dtype(np.float32)
@@ -120,11 +128,43 @@ def _place(
 ) -> Shaped[Array, "..."]:
     if not entries[0].index:
         return _on_devices(read(entries[0]), dtype, target)
-    stacked = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=target)()
+    stacked = _zeros(jax.ShapeDtypeStruct(shape, dtype), target)
     for entry in entries:
         part = _on_devices(read(entry), dtype, sharding.of_slice(target, len(entry.index)))
         stacked = _set_part(stacked, part, np.asarray(entry.index, np.int32))
     return stacked
+
+
+def _place_quantised(
+    read: Callable[[names.Entry], np.ndarray],
+    entries: list[names.Entry],
+    parameter: str,
+    definition: definition_lib.Definition,
+    shardings: dict[str, NamedSharding],
+) -> definition_lib.Params:
+    """Return a kernel's codes and scales by path; each layer's (or expert's) weight is apart."""
+    kind = definition.frozen_kind
+    assert kind is not None
+    prefix = f"{parameter}/"
+    paths = [path for path in definition.shapes if path.startswith(prefix)]
+    placed: definition_lib.Params = {
+        path: _zeros(definition.shapes[path], shardings[path]) for path in paths
+    }
+    for entry in entries:
+        kernels = read(entry)
+        for inner in np.ndindex(kernels.shape[:-2]):
+            index = (*entry.index, *inner)
+            found = quantised.from_host(kernels[inner].T, kind, name=f"{parameter} {index}")
+            for path in paths:
+                array = np.asarray(found[path.removeprefix(prefix)])
+                target = sharding.of_slice(shardings[path], len(index))
+                part = _on_devices(array, array.dtype, target)
+                placed[path] = _set_part(placed[path], part, np.asarray(index, np.int32))
+    return placed
+
+
+def _zeros(shape: jax.ShapeDtypeStruct, target: NamedSharding) -> Shaped[Array, "..."]:
+    return jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=target)()
 
 
 def _on_devices(

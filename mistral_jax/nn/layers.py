@@ -17,6 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from mistral_jax import rng
 from mistral_jax import sharding
+from mistral_jax.nn import quantised
 
 
 @jax.custom_vjp
@@ -52,7 +53,7 @@ class Linear(nnx.Module):
     """y = x @ kernel (+ bias), computed in `compute_dtype`.
 
     Attributes:
-        kernel: [in, out].
+        kernel: [in, out]; of a frozen projection it may be a quantised.QuantisedKernel.
         bias: [out], or None.
     """
 
@@ -80,10 +81,16 @@ class Linear(nnx.Module):
     ) -> Float[Array, "... n_out"]:
         """Apply the projection; a plain Linear takes no notice of `dropout_key`."""
         del dropout_key
-        y = project(x.astype(self.compute_dtype), self.base_kernel())
+        y = self.base_product(x.astype(self.compute_dtype))
         if self.bias is not None:
             y = y + self.bias[...].astype(self.compute_dtype)
         return y
+
+    def base_product(self, x: Float[Array, "... n_in"]) -> Float[Array, "... n_out"]:
+        """Return x @ kernel, without bias and adapters."""
+        if isinstance(self.kernel, quantised.QuantisedKernel):
+            return self.kernel.project(x)
+        return project(x, self.base_kernel())
 
     def base_kernel(self) -> Float[Array, "n_in n_out"]:
         """Return the kernel without adapters, in the compute dtype."""

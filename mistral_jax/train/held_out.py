@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from mistral_jax import distributed
 from mistral_jax import protocols
 from mistral_jax import sharding
 from mistral_jax.models import definition as definition_lib
@@ -42,14 +43,17 @@ def evaluate(
     eval_sets: Mapping[str, Sequence[protocols.Batch]],
     mesh: Mesh,
 ) -> dict[str, RowLosses]:
-    """Return each source's losses under these parameters (trained and frozen together)."""
+    """Return each source's losses under these parameters (trained and frozen together).
+
+    Every process gives its own rows of each batch, and gets the losses of all rows.
+    """
     results = {}
     for name, batches in eval_sets.items():
         sums, weights = [], []
         for batch in batches:
             row_sums, row_weights = eval_step(params, place_batch(batch, mesh))
-            sums.append(np.asarray(row_sums, np.float64))
-            weights.append(np.asarray(row_weights, np.float64))
+            sums.append(distributed.whole(row_sums).astype(np.float64))
+            weights.append(distributed.whole(row_weights).astype(np.float64))
         all_sums, all_weights = np.concatenate(sums), np.concatenate(weights)
         is_counted = all_weights > 0
         results[name] = RowLosses(all_sums[is_counted], all_weights[is_counted])
@@ -57,12 +61,10 @@ def evaluate(
 
 
 def place_batch(batch: protocols.Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Put a batch's arrays on the mesh, rows over the data axes."""
+    """Put the rows of a batch that this process has on the mesh, rows over the data axes."""
     target = sharding.batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(
-            target, context_parallel.reordered(array, mesh)
-        )
+        name: distributed.place_rows(context_parallel.reordered(array, mesh), target, axis=0)
         for name, array in model_arrays(batch).items()
     }
 

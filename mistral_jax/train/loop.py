@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mistral_jax import checkpoint
+from mistral_jax import distributed
 from mistral_jax import metrics
 from mistral_jax import protocols
 from mistral_jax import sharding
@@ -40,7 +41,7 @@ class BatchStream(Protocol):
     """Global batches in order, with a position that can be saved."""
 
     def __next__(self) -> protocols.Batch:
-        """Return the next batch of this host."""
+        """Return this process's rows of the next batch."""
         ...
 
     def get_state(self) -> dict:
@@ -77,7 +78,7 @@ class Parts:
     eval_sets: Mapping[str, Sequence[protocols.Batch]]
     accumulation: int
     checkpointer: checkpoint.Checkpointer
-    writer: metrics.MetricsWriter
+    writer: metrics.Writer
     flops_per_step: float | None
     peak_flops_per_s: float | None
     take_samples: Callable[[int, definition_lib.Params], None] | None
@@ -144,7 +145,8 @@ class _Fit:
         self.last_eval: tuple[int, float] | None = None
         self.saved_step = start_step
 
-    def run(self, stop: signals.StopRequest) -> Outcome:
+    def run(self, request: signals.StopRequest) -> Outcome:
+        stop = signals.SharedStop(request)
         max_steps = self.parts.run.optimizer.max_steps
         evaluate_every = self.parts.run.evaluate.every_steps
         save_every = self.parts.run.checkpoint.every_steps
@@ -154,14 +156,15 @@ class _Fit:
         reason = "stop_rule" if self._is_stalled() else "done"
         while self.step < max_steps and reason == "done":
             self._one_step()
+            asked = stop.poll()
             is_last = self.step == max_steps
             is_new_best = False
             if is_last or self.step % evaluate_every == 0:
                 is_new_best = self._evaluate()
                 if self._is_stalled():
                     reason = "stop_rule"
-            if reason == "done" and stop.received is not None and not is_last:
-                reason = stop.received.name
+            if reason == "done" and asked is not None and not is_last:
+                reason = asked.name
             is_due = self.step % save_every == 0 or is_new_best
             if is_last or is_due or reason != "done":
                 self._save()
@@ -261,9 +264,10 @@ class _Fit:
 
 
 def place_micro_batches(batch: protocols.Batch, parts: Parts) -> dict[str, jax.Array]:
-    """Put a batch on the mesh as [A, B, T]; micro batch a takes every A-th row.
+    """Put this process's rows on the mesh as [A, B, T]; micro batch a takes every A-th row.
 
-    The stride keeps each micro batch's rows spread over the whole batch and the hosts' shares.
+    The stride keeps each micro batch's rows spread over the whole batch: a device's rows of all
+    micro batches are neighbours in it.
     """
     target = sharding.micro_batch_sharding(parts.mesh)
     placed = {}
@@ -272,7 +276,7 @@ def place_micro_batches(batch: protocols.Batch, parts: Parts) -> dict[str, jax.A
         micro = array.reshape(rows // parts.accumulation, parts.accumulation, length)
         micro = context_parallel.reordered(micro, parts.mesh)
         local = np.ascontiguousarray(np.swapaxes(micro, 0, 1))
-        placed[name] = jax.make_array_from_process_local_data(target, local)
+        placed[name] = distributed.place_rows(local, target, axis=1)
     return placed
 
 

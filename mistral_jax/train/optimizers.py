@@ -16,6 +16,7 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from mistral_jax.config import optimizer as optimizer_config
+from mistral_jax.train import eight_bit
 
 # Weight decay spares norms, biases and embeddings, as GPT-3 and its successors do.
 DECAYED_NAMES = ("kernel", "lora_a", "lora_b")
@@ -71,12 +72,39 @@ def make_optimizer(config: optimizer_config.Optimizer) -> optax.GradientTransfor
             )
         case optimizer_config.Adafactor():
             rule = _decayed(_adafactor(config), config)
+    if config.b_learning_rate_ratio != 1:
+        return optax.chain(clip, rule, _faster_b(config.b_learning_rate_ratio))
     return optax.chain(clip, rule)
+
+
+def _faster_b(ratio: float) -> optax.GradientTransformation:
+    """Return a factor on the updates of adapters' B, their decay included: LoRA+."""
+
+    def scale(updates: dict[str, Array], params: Any = None) -> dict[str, Array]:
+        del params
+        return {
+            path: update * ratio if path.endswith("/lora_b") else update
+            for path, update in updates.items()
+        }
+
+    return optax.stateless(scale)
 
 
 def is_decayed(params: dict) -> dict[str, bool]:
     """Return, by path, which parameters weight decay acts on."""
     return {path: path.rpartition("/")[2] in DECAYED_NAMES for path in params}
+
+
+def with_state_on_host(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return a transformation whose state waits in host memory between its updates.
+
+    The step's output shardings put it there (state.on_host); here it comes to the device.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return inner.update(updates, jax.device_put(state, jax.memory.Space.Device), params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _decayed(
@@ -93,6 +121,8 @@ def _decayed(
 def _adam(
     config: optimizer_config.AdamW | optimizer_config.Muon,
 ) -> optax.GradientTransformation:
+    if isinstance(config, optimizer_config.AdamW) and config.moments == "int8":
+        return eight_bit.scale_by_adam(config)
     inner = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
     return _stored(inner, config.moments, ("mu", "nu"))
 

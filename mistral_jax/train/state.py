@@ -13,6 +13,8 @@ from mistral_jax import rng
 from mistral_jax import sharding
 from mistral_jax.models import definition as definition_lib
 
+HOST_MEMORY = "pinned_host"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -59,3 +61,18 @@ def state_shardings(abstract: TrainState, param_shardings: dict, mesh: Mesh) -> 
     comes back on device 0 only.
     """
     return sharding.like_parameters(abstract, param_shardings, mesh)
+
+
+def on_host(state: TrainState) -> TrainState:
+    """Return the state's shapes with the optimizer's arrays in the host's memory.
+
+    Its counters stay on the device. The step needs optimizers.with_state_on_host.
+    """
+
+    def moved(leaf: Any) -> Any:
+        if not leaf.shape:
+            return leaf
+        host = leaf.sharding.with_memory_kind(HOST_MEMORY)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+
+    return dataclasses.replace(state, opt_state=jax.tree.map(moved, state.opt_state))

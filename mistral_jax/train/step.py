@@ -42,7 +42,7 @@ def make_train_step(
     """
     trained = set(definition.trainable_paths())
     is_head_trained = HEAD_PATHS[definition.config.tied_head] in trained
-    has_dropout = definition.adapter.kind == "lora" and definition.adapter.dropout > 0
+    has_dropout = definition.adapter.kind != "none" and definition.adapter.dropout > 0
 
     def train_step(
         state: state_lib.TrainState, frozen: definition_lib.Params, batch: lm.BatchArrays

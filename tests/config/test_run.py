@@ -69,3 +69,13 @@ def test_checkpoint_leaves_the_shape_to_the_weights():
 def test_preset_keeps_the_weights():
     run = load.load_run(DENSE, ["model={kind: preset, name: smollm2_135m, weights: w.gguf}"])
     assert run_config.decoder_of(run.model).weights == "w.gguf"
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_base_needs_an_adapter(kind):
+    adapter = "adapter={kind: lora, rank: 4, alpha: 8}"
+    run = load.load_run(DENSE, [adapter, f"precision.frozen={kind}"])
+    assert run.precision.is_quantised
+    assert run.science_hash() != digest(adapter)
+    with pytest.raises(ValueError, match=f"precision.frozen is {kind}, but without an adapter"):
+        load.load_run(DENSE, [f"precision.frozen={kind}"])

@@ -170,3 +170,11 @@ def test_target_is_read_from_a_path(tmp_path):
     text = (target.TARGETS / "g5_2xlarge.yaml").read_text(encoding="utf-8")
     path.write_text(text.replace("name: g5_2xlarge", "name: mine"), encoding="utf-8")
     assert target.load_target(str(path)).name == "mine"
+
+
+def test_processes_of_this_machine_are_devices_with_their_parts_of_it():
+    whole = target.load_target("local_cpu")
+    quarters = target.load_target("local_cpu", ["launcher.processes=4"])
+    assert (quarters.num_chips, quarters.topology, quarters.num_hosts) == (4, (4,), 1)
+    assert quarters.chip_memory_bytes == pytest.approx(whole.chip_memory_bytes / 4, abs=1)
+    assert quarters.host_cores == max(1, whole.host_cores // 4)

@@ -352,7 +352,8 @@ def with_runtime(definition: definition_lib.Definition, **changes: object):
 
 
 @pytest.mark.parametrize(("name", "remat"), [("plain", "dots"), ("plain", "full"),
-                                             ("latent", "full")])  # fmt: skip
+                                             ("plain", "offload"), ("latent", "full"),
+                                             ("interleaved", "offload")])  # fmt: skip
 def test_remat_changes_no_gradient(name: str, remat: decoder_lib.Remat) -> None:
     tokens = draw_tokens(2, T)
 
@@ -384,6 +385,43 @@ def test_remat_keeps_fewer_residuals() -> None:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
 
     assert kept_bytes("full") < kept_bytes("dots") < kept_bytes("none")
+
+
+def test_offload_keeps_layer_inputs_on_the_host_and_nothing_of_theirs_on_the_device() -> None:
+    tokens = draw_tokens(2, T)
+    stacked = f"[{TINY.num_layers},2,{T},{TINY.width}]"
+
+    def program(remat: decoder_lib.Remat) -> str:
+        definition = with_runtime(define("plain"), remat=remat)
+        loss = lambda params: jnp.mean(jnp.square(logits_of(definition, params, tokens)))  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(dict(definition.shapes)))
+
+    full, offload = program("full"), program("offload")
+    assert f"f32{stacked}" in full
+    assert "<host>" not in full
+    assert f"f32<host>{stacked}" in offload
+    assert f"f32{stacked}" not in offload
+
+
+def test_a_feed_forward_in_chunks_changes_no_gradient_and_keeps_less() -> None:
+    tokens = draw_tokens(2, T)
+    whole = with_runtime(define("plain"), remat="full")
+    parts = with_runtime(define("plain"), remat="full", mlp_chunk_tokens=T // 3)
+
+    def gradients(definition: definition_lib.Definition):
+        loss = lambda params: jnp.mean(jnp.square(logits_of(definition, params, tokens)))  # noqa: E731
+        program = str(jax.make_jaxpr(jax.grad(loss))(params_of("plain")))
+        return jax.jit(jax.value_and_grad(loss))(params_of("plain")), program
+
+    (value, expected), all_at_once = gradients(whole)
+    (again, found), in_chunks = gradients(parts)
+    np.testing.assert_allclose(again, value, rtol=1e-6)
+    for path, gradient in expected.items():
+        np.testing.assert_allclose(found[path], gradient, atol=1e-6, err_msg=path)
+    # No array is as long as the row and as wide as the hidden states.
+    hidden = f"[2,{T},{TINY.ffn.width}]"
+    assert hidden in all_at_once
+    assert hidden not in in_chunks
 
 
 def test_every_parameter_gets_a_gradient() -> None:

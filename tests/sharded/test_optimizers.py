@@ -38,6 +38,7 @@ COMMON = {
 }  # fmt: skip
 OPTIMIZERS = {
     "adamw": optimizer_config.AdamW(**COMMON, moments="bfloat16"),
+    "adamw_int8": optimizer_config.AdamW(**COMMON, moments="int8"),
     "muon": optimizer_config.Muon(**COMMON),
     "adafactor": optimizer_config.Adafactor(**COMMON),
 }

@@ -257,10 +257,10 @@ ENTRY %main (a: f32[58,8,128], b: s32[]) -> f32[8,128] {
   %f = f32[8,128]{1,0} fusion(%a, %b), kind=kLoop, calls=%outer
   %g = f32[8,128]{1,0} conditional(%b, %a, %a), branch_computations={%little, %much}
   %s = (f32[8,128]{1,0}, s32[]) tuple(%f, %b)
-  %n = (f32[8,128]{1,0}, s32[]) while(%s), condition=%until, body=%more, metadata={op_name="jit(step)/of_data/while"}
+  %n = (f32[8,128]{1,0}, s32[]) while(%s), condition=%until, body=%more, metadata={op_name="of_data/while"}
   ROOT %h = f32[8,128]{1,0} get-tuple-element(%n), index=0
 }
-"""
+"""  # noqa: E501
 
 
 def test_slices_in_inner_fusions_branches_and_loops_of_the_data_count_by_what_they_move():

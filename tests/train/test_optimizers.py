@@ -93,6 +93,35 @@ def test_weight_decay_acts_on_kernels_and_adapters_alone() -> None:
     assert optimizers.is_decayed(paths) == paths
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon", "adafactor"])
+def test_b_of_adapters_moves_by_a_multiple_of_the_rate_decay_included(kind: str) -> None:
+    kinds = {
+        "adamw": optimizer_config.AdamW,
+        "muon": optimizer_config.Muon,
+        "adafactor": optimizer_config.Adafactor,
+    }
+    generator = np.random.default_rng(0)
+    params, gradients = (
+        {
+            f"layers/attention/q_proj/{name}": jnp.asarray(generator.normal(size=(2, 6, 4)))
+            for name in ("kernel", "lora_a", "lora_b")
+        }
+        for _ in range(2)
+    )
+
+    def updates(ratio: float) -> dict:
+        settings = kinds[kind](
+            learning_rate=0.1, max_steps=9, weight_decay=0.1, b_learning_rate_ratio=ratio
+        )
+        optimizer = optimizers.make_optimizer(settings)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    plain, faster = updates(1.0), updates(16.0)
+    for path, update in plain.items():
+        factor = 16 if path.endswith("lora_b") else 1
+        np.testing.assert_array_equal(faster[path], update * factor)
+
+
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5, 100.0])
 def test_gradients_are_clipped_by_their_global_norm(max_grad_norm: float | None) -> None:
     """AdamW's first moment after one step is (1 - beta1) times the gradient that it was given."""
@@ -124,6 +153,7 @@ MATRICES = {
 KINDS = {
     "adamw": optimizer_config.AdamW,
     "adamw_bfloat16": optimizer_config.AdamW,
+    "adamw_int8": optimizer_config.AdamW,
     "muon": optimizer_config.Muon,
     "muon_bfloat16": optimizer_config.Muon,
     "adafactor": optimizer_config.Adafactor,
@@ -136,8 +166,8 @@ def recipe(kind: str, **changes: object) -> optimizer_config.Optimizer:
         "learning_rate": 1.0, "max_steps": 100, "max_grad_norm": None,
         "schedule": optimizer_config.ConstantSchedule(),
     }  # fmt: skip
-    if kind.endswith("bfloat16"):
-        fields["moments"] = "bfloat16"
+    if "_" in kind:
+        fields["moments"] = kind.partition("_")[2]
     return KINDS[kind].model_validate({**fields, **changes})
 
 
@@ -299,7 +329,7 @@ def test_no_optimizer_moves_a_router_bias(kind: str) -> None:
     assert np.any(updates["layers/mlp/router/kernel"])
 
 
-@pytest.mark.parametrize("kind", ["adamw_bfloat16", "muon", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw_bfloat16", "adamw_int8", "muon", "adafactor"])
 def test_each_kind_trains_the_tiny_config_and_comes_back_from_disk(
     kind: str, tmp_path: Path
 ) -> None:
