@@ -22,6 +22,12 @@ ROWS = {
     "dense_step": ("dense_step.py",),
     "moe_8x2": ("moe_step.py", "--experts", "8", "--top-k", "2", "--hidden", "512"),
     "moe_64x6": ("moe_step.py", "--experts", "64", "--top-k", "6", "--hidden", "256"),
+    "nf4_matmul_2048_float32": ("nf4.py", "matmul", "--width", "2048", "--dtype", "float32"),
+    "nf4_matmul_2048_bfloat16": ("nf4.py", "matmul", "--width", "2048", "--dtype", "bfloat16"),
+    "nf4_matmul_4096_float32": ("nf4.py", "matmul", "--width", "4096", "--dtype", "float32"),
+    "nf4_matmul_4096_bfloat16": ("nf4.py", "matmul", "--width", "4096", "--dtype", "bfloat16"),
+    "nf4_step_1x256_float32": ("nf4.py", "step"),
+    "decode": ("decode.py",),
 }
 FOLDER = Path(__file__).resolve().parent
 # As ./run sets it; the peers inherit it too.

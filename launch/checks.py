@@ -31,6 +31,8 @@ from mistral_jax.config.run import RunConfig
 
 GIB = 1 << 30
 TOOL_TIMEOUT_S = 10.0
+# RuntimeError: a path that begins with the home of a user who is not there.
+UNUSABLE = (ValueError, OSError, RuntimeError)
 ON_HOST = "on the host"
 ON_LAUNCHER = "on the machine that launches"
 NVIDIA_FIELDS = "name,driver_version,memory.total,memory.used,compute_cap"
@@ -124,7 +126,7 @@ class Context:
             return shapes.decoder_of_run(self.run), None
         except ValueError as error:
             return None, error
-        except OSError as error:
+        except UNUSABLE as error:
             return None, ValueError(str(error))
 
     @property
@@ -243,8 +245,14 @@ class Check:
             return skipped(ON_LAUNCHER)
         try:
             return self.look(context)
-        except (ValueError, OSError) as error:
+        except UNUSABLE as error:
             return failed(sentence(error), context.command())
+
+
+def word(text: str) -> str:
+    """Return a path or URI as a shell takes it; `~/` stays what it is there."""
+    head = "~/" if text.startswith("~/") else ""
+    return head + shlex.quote(text.removeprefix(head))
 
 
 def is_bucket(uri: str) -> bool:

@@ -148,7 +148,7 @@ def _local_data(context: Context, path: Path) -> Answer:
 
 
 def _prepare_line(path: Path | str) -> str:
-    return f"./run prepare DOCUMENTS {path} --tokenizer MODEL"
+    return f"./run prepare DOCUMENTS {checks.word(str(path))} --tokenizer MODEL"
 
 
 def _documents(folder: Path) -> Iterator[Path]:
@@ -164,7 +164,7 @@ def _documents(folder: Path) -> Iterator[Path]:
 def _some_bytes(path: Path) -> Answer:
     size = path.stat().st_size
     if not size:
-        return checks.failed(f"{path} is empty", f"ls -l {path}")
+        return checks.failed(f"{path} is empty", f"ls -l {checks.word(str(path))}")
     return checks.ok(f"{path}: {checks.gib(size)}")
 
 
@@ -176,12 +176,14 @@ def _rows(context: Context, path: Path) -> Answer:
     problems = [(number, text) for number, line in enumerate(lines, 1) if (text := _problem(line))]
     if not lines or len(problems) == len(lines):
         number, text = problems[0] if problems else (1, "there is none")
-        return checks.failed(f"{path}, row {number}: {text}", f"head -n {number} {path}")
+        return checks.failed(
+            f"{path}, row {number}: {text}", f"head -n {number} {checks.word(str(path))}"
+        )
     if problems:
         number, text = problems[0]
         return checks.warning(
             f"{path}, row {number}: {text}; such rows are left out",
-            f"sed -n {number}p {path}",
+            f"sed -n {number}p {checks.word(str(path))}",
         )
     return checks.ok(f"{path}: {checks.gib(path.stat().st_size)} of JSONL")
 
@@ -200,7 +202,7 @@ def _problem(line: bytes) -> str | None:
 
 def _bucket_data(context: Context, uri: str) -> Answer:
     folder, _, name = uri.rstrip("/").rpartition("/")
-    again = f"./run prepare DOCUMENTS {uri} --tokenizer MODEL"
+    again = _prepare_line(uri)
     try:
         size = storage.size_bytes(uri)
         if size is not None:
@@ -301,8 +303,8 @@ def _data_tokenizer(context: Context) -> Answer:
             return checks.failed(
                 f"{where} was prepared by {name!r}, and the model's tokenizer is "
                 f"{tokenizer.name!r}",
-                f"./run prepare DOCUMENTS {where}-2 --tokenizer "
-                f"{context.run.model.weights or context.run.data.tokenizer}",
+                f"./run prepare DOCUMENTS {checks.word(f'{where}-2')} --tokenizer "
+                f"{checks.word(context.run.model.weights or context.run.data.tokenizer)}",
             )
     return checks.ok(f"{len(made_by)} prepared folder(s) by {tokenizer.name}")
 

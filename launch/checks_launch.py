@@ -121,15 +121,17 @@ def _key(context: Context) -> Answer:
     if mode & 0o077:
         return checks.failed(
             f"{launcher.key}: others may read it (mode {mode:03o}), so ssh will not use it",
-            f"chmod 600 {launcher.key}",
+            f"chmod 600 {checks.word(launcher.key)}",
         )
     try:
         first = path.read_bytes()[:64].partition(b"\n")[0]
     except OSError as error:
-        return checks.failed(f"{launcher.key}: {error.strerror}", f"ls -l {launcher.key}")
+        return checks.failed(
+            f"{launcher.key}: {error.strerror}", f"ls -l {checks.word(launcher.key)}"
+        )
     if b"PRIVATE KEY" not in first:
         return checks.failed(
-            f"{launcher.key}: not a private key", f"ssh-keygen -y -f {launcher.key}"
+            f"{launcher.key}: not a private key", f"ssh-keygen -y -f {checks.word(launcher.key)}"
         )
     return checks.ok(f"{launcher.key}, readable by its owner alone")
 
@@ -227,13 +229,13 @@ def _source(context: Context) -> Answer:
     if code:
         return checks.warning(
             "not a git checkout, or without a commit: the manifest will name no revision",
-            f"git -C {commands.ROOT} log -1",
+            commands.remote(["git", "-C", str(commands.ROOT), "log", "-1"]),
         )
     status = ["git", "-C", str(commands.ROOT), "status", "--porcelain"]
     code, changed, complaint = checks.ask(status)
     if code:
         return checks.warning(checks.last_line(complaint), commands.remote(status))
-    short = revision.strip()[:12]
+    short, root = revision.strip()[:12], checks.word(str(commands.ROOT))
     if not changed.strip():
         return checks.ok(f"commit {short}, nothing changed")
     argv = ["git", "-C", str(commands.ROOT), "diff", "HEAD"]
@@ -242,7 +244,7 @@ def _source(context: Context) -> Answer:
     count = len(changed.splitlines())
     return checks.warning(
         f"commit {short} and {count} changed file(s), digest {digest}: the manifest will say so",
-        f"git -C {commands.ROOT} add -A && git -C {commands.ROOT} commit -m 'as trained'",
+        f"git -C {root} add -A && git -C {root} commit -m 'as trained'",
     )
 
 
@@ -257,7 +259,7 @@ def _config_travels(context: Context) -> Answer:
     if inside not in bundle.project_files(commands.ROOT):
         return checks.failed(
             f"{inside} is ignored by git, so it is not sent with the project",
-            f"git -C {commands.ROOT} add -f {inside}",
+            commands.remote(["git", "-C", str(commands.ROOT), "add", "-f", str(inside)]),
         )
     return checks.ok(f"{inside} is sent with the project")
 

@@ -140,7 +140,7 @@ def _owner(context: Context) -> Answer:
     return checks.failed(
         f"process {record.get('process')} on {record.get('host')} writes to {uri} since "
         f"{record.get('since')}; wait for it, or, if it is dead, take its mark away",
-        f"{tool} {newest}",
+        f"{tool} {checks.word(str(newest))}",
     )
 
 
@@ -186,8 +186,8 @@ def _refused(text: str, uri: str) -> Answer:
         )
     elif "no such bucket" in text:
         bucket = "/".join(uri.split("/")[:3])
-        fix = f"aws s3 mb {bucket}" if uri.startswith("s3://") else (
-            f"gcloud storage buckets create {bucket}")  # fmt: skip
+        fix = f"aws s3 mb {checks.word(bucket)}" if uri.startswith("s3://") else (
+            f"gcloud storage buckets create {checks.word(bucket)}")  # fmt: skip
     elif "does not answer" in text or "try again later" in text:
         fix = "curl -sSI ${AWS_ENDPOINT_URL:-https://s3.amazonaws.com}"
     else:
@@ -200,7 +200,8 @@ def _who_line(uri: str) -> str:
 
 
 def _list_line(uri: str) -> str:
-    return f"aws s3 ls {uri}" if uri.startswith("s3://") else f"gcloud storage ls {uri}"
+    tool = "aws s3 ls" if uri.startswith("s3://") else "gcloud storage ls"
+    return f"{tool} {checks.word(uri)}"
 
 
 CHECKS = (

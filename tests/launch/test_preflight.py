@@ -238,7 +238,8 @@ def test_packages_are_held_against_the_locks_in_use(place, monkeypatch):
 
 @pytest.mark.parametrize(
     ("driver", "lock"),
-    [("580.65.06", "cuda13"), ("595.1", "cuda13"), ("579.99", "cuda12"), ("525.60", "cuda12"), ("470.1", None)],
+    [("580.65", "cuda13"), ("595.1", "cuda13"), ("579.9", "cuda12"), ("525.6", "cuda12"),
+     ("470.1", None)],
 )  # fmt: skip
 def test_the_driver_decides_the_lock(driver, lock):
     assert checks_machine.lock_of_driver(driver) == lock
