@@ -63,12 +63,12 @@ class Row:
 # are guesses: not yet run on a GPU.
 ROWS = {
     "limits": Row("limits", 25, 12),
-    "mixture": Row("P2, P18", 80, 40),
-    "lora": Row("P7", 120, 20),
-    "qlora": Row("P8", 90, 20, cap_gib=22),
-    "decode": Row("P13", 90, 20),
-    "attention": Row("P4", 110, 8),
-    "dense": Row("P1", 70, 75),
+    "mixture": Row("P2, P18", 65, 40),
+    "lora": Row("P7", 90, 20),
+    "qlora": Row("P8", 70, 20, cap_gib=22),
+    "decode": Row("P13", 60, 20),
+    "attention": Row("P4", 60, 8),
+    "dense": Row("P1", 45, 75),
     "cross_entropy": Row("P6", 35, 8),
     "prefill": Row("P14", 45, 20),
     "compiling": Row("P15", 40, 4),

@@ -131,7 +131,7 @@ def checkpoint_bytes(context: Context) -> int | None:
     run, decoder = context.run, context.decoder
     if decoder is None:
         return None
-    whole = dict.fromkeys(("data", "fsdp", "expert", "tensor", "context"), 1)
+    whole: dict[str, int] = dict.fromkeys(("data", "fsdp", "expert", "tensor", "context"), 1)
     trained = memory_lib.trained_tensors(decoder, run.adapter)
     state = memory_lib.optimizer_bytes(decoder, run.adapter, run.optimizer, whole)
     each = sum(tensor.local_size(whole) for tensor in trained) * 4 + state

@@ -16,6 +16,7 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHIPPED = (".py", ".yaml", ".json", ".jsonl", ".html", ".css", ".js", ".jinja", ".sh")
 TOOLS = "sh dirname df sed cat cksum grep mkdir rm".split()  # noqa: SIM905
 CLOSED_INDEX = "http://127.0.0.1:9/simple"
 
@@ -201,7 +202,8 @@ def test_a_wheel_carries_packages_configs_and_targets(tmp_path):
         file.relative_to(tree).as_posix()
         for folder in folders
         for file in (tree / folder).rglob("*")
-        if file.suffix in (".py", ".yaml", ".json", ".jsonl", ".html", ".css", ".js", ".jinja")
+        if file.suffix
+        in (".py", ".yaml", ".json", ".jsonl", ".html", ".css", ".js", ".jinja", ".sh")
     }
     assert packed == expected
     # Its plan, from its own folder, with none of the clone in sight.

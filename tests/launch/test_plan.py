@@ -49,6 +49,14 @@ REFUSED = {
             "v5e_256 v5p_1024 v5p_12288 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256"
         ),
     },
+    "mistral_7b/lora_instruct": {
+        TOO_LARGE: "local_cpu",
+        SMALL_BATCH: (
+            "g5_12xlarge k8s_v5e_16 p5_48xlarge slurm_h100 v5e_16 v5e_256 v5e_64 v5p_1024 "
+            "v5p_12288 v5p_128 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8 v5p_8192 v6e_256 "
+            "v6e_64 v6e_8"
+        ),
+    },
     "mistral_7b/lora_r64": {
         TOO_LARGE: "local_cpu",
         SMALL_BATCH: (
@@ -58,6 +66,12 @@ REFUSED = {
     "mistral_7b/pretrain": {
         TOO_LARGE: "g5_12xlarge g5_2xlarge local_cpu local_gpu skypilot_a10g",
         SMALL_BATCH: "v5p_12288 v5p_4096 v5p_8192",
+    },
+    "mistral_7b/qlora_r64": {
+        SMALL_BATCH: (
+            "k8s_v5e_16 p5_48xlarge slurm_h100 v5e_16 v5e_256 v5e_64 v5p_1024 v5p_12288 "
+            "v5p_128 v5p_2048 v5p_256 v5p_4096 v5p_512 v5p_8192 v6e_256 v6e_64 v6e_8"
+        ),
     },
     "mixtral/mixtral_8x22b": {
         TOO_LARGE: (

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -10,12 +12,14 @@ import time
 import pytest
 from rich.console import Console
 
+from launch import checks
 from launch import checks_machine
 from launch import commands
 from launch import preflight
 from launch import target as target_lib
 from mistral_jax import cli
 from tests.launch import fake_host
+from tests.launch import hostile
 from tests.launch import preflights
 from tests.launch.preflights import context
 from tests.launch.preflights import fails
@@ -346,3 +350,23 @@ def test_a_model_without_a_readable_shape_fails_and_the_rest_goes_on(place):
     assert fails("model shape", seen).fix.endswith("model.weights=FOLDER_OR_URI")
     assert look("memory of a step", seen).status == "skipped"
     assert len(preflight.check(seen)) >= 25
+
+
+def test_the_page_lists_every_check_with_its_place_and_its_commands_parse():
+    page = (commands.ROOT / "docs" / "preflight.md").read_text("utf-8")
+    rows = re.findall(r"^\| (.+?) \| (any|host|launcher) \| .+ \|$", page, re.MULTILINE)
+    listed = [each for topic in preflight.TOPICS.values() for each in topic]
+    assert rows == [(each.name, each.place) for each in listed]
+    lines = re.findall(r"^\./run (preflight .*)$", page, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        options = cli._parse(line.split())
+        config = commands.ROOT / options.config
+        preflight.context_of(config, options.target, options.overrides)
+
+
+def test_a_fix_quotes_what_the_config_names():
+    for text in hostile.STRINGS:
+        if "\x00" not in text and not text.startswith("~/"):
+            assert shlex.split(checks.word(text)) == [text]
+    assert checks.word("~/a b") == "~/'a b'"

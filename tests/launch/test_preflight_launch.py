@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +15,7 @@ from launch import commands
 from launch import preflight
 from launch import target as target_lib
 from mistral_jax import cli
+from mistral_jax.config import load
 from tests.launch import fake_host
 from tests.launch import hostile
 from tests.launch import preflights
@@ -238,3 +240,19 @@ def test_remote_runs_the_same_verb_on_the_host_and_merges_what_it_says(host, cap
     findings = preflight.check(context(*SSH, remote=True))
     (lost,) = [f for f in findings if f.where == "host"]
     assert lost.status == "failed" and lost.fix.startswith("./run launch run.yaml")
+
+
+def test_a_launch_whose_preflight_fails_here_reaches_no_host(host, capfd):
+    Path("key.pem").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+    Path("key.pem").chmod(0o644)
+    key = f"launcher.key={Path.cwd()}/key.pem"
+    paths = [f"data.train={Path.cwd()}/texts", f"model.weights={Path.cwd()}/base"]
+    run = load.load_run("run.yaml", paths)
+    try:
+        assert cli.main(["launch", "run.yaml", *SSH, key, *paths]) == commands.EXIT_GATE
+    finally:
+        shutil.rmtree(commands.ROOT / commands.launch_folder(run).parent, ignore_errors=True)
+    told = capfd.readouterr()
+    assert "chmod 600" in told.out and "preflight" in told.out
+    assert not [call for call in host.calls("ssh") if call[-1] != "true"]
+    assert host.calls("rsync") == []

@@ -1,4 +1,7 @@
-"""Checks of buckets against the S3 on loopback: rights, tokens, clock, half uploads, owners."""
+"""Checks of buckets against the S3 on loopback: rights, tokens, clock, half uploads, owners.
+
+Against SeaweedFS and fake-gcs-server too, where the set `stores` is installed (marker slow).
+"""
 
 import json
 import time
@@ -11,11 +14,13 @@ from launch import checks_store
 from mistral_jax import storage
 from mistral_jax import tokenizers
 from mistral_jax.config import load
+from mistral_jax.formats import locate
 from mistral_jax.storage import cache
 from mistral_jax.storage import owner
 from mistral_jax.storage import upload
 from tests import buckets
 from tests import fake_s3
+from tests import store_servers
 from tests.launch import preflights
 from tests.launch.preflights import context
 from tests.launch.preflights import fails
@@ -192,3 +197,29 @@ def test_a_living_owner_of_the_output_is_refused_and_a_dead_one_not(store):
     passes("output's owner", context(OUTPUT))
     store.put(name, json.dumps(record | {"released": True}).encode())
     passes("output's owner", context(OUTPUT))
+
+
+@pytest.fixture(params=[store_servers.seaweedfs, store_servers.google], ids=["seaweedfs", "google"])
+def real(request, tmp_path, monkeypatch):
+    preflights.fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MISTRAL_JAX_CACHE", str(tmp_path / "cache"))
+    locate.forget()
+    with request.param(tmp_path, monkeypatch) as uri:
+        yield uri
+    locate.forget()
+
+
+@pytest.mark.slow
+def test_a_real_store_takes_the_probe_and_its_rights_are_seen(real, monkeypatch):
+    storage.write_bytes(f"{real}/data/x.jsonl", b'{"text": "x"}\n')
+    seen = context(f"output={real}/models/x", f"data.train={real}/data/x.jsonl")
+    for name in ("store write", "store read", "clock", "output's owner", "training data"):
+        passes(name, seen)
+    assert list(storage.list_files(f"{real}/models")) == []
+    upload.send(Path("base"), f"{real}/base")
+    passes("base model's digests", context(f"model.weights={real}/base"))
+    if real.startswith("s3://"):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+        wrong = context(f"output={real}/models/x")
+        assert fails("store write", wrong).fix == "aws sts get-caller-identity"
