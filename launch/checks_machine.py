@@ -41,7 +41,7 @@ def installed_sets() -> list[str]:
         lines = mark.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    return [line.split()[0] for line in lines if line.split()] or ["core"]
+    return list(dict.fromkeys(line.split()[0] for line in lines if line.split())) or ["core"]
 
 
 def pinned(sets: list[str]) -> dict[str, str]:
