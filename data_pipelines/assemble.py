@@ -3,7 +3,6 @@
 A document's fate follows from the digests of all parts alone.
 """
 
-import itertools
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,10 @@ from mistral_jax import storage
 
 REJECTS = "rejects.jsonl"
 REJECTS_SHOWN = 100
+REASONS = {
+    shards.DUPLICATE: "says the same as an earlier document",
+    shards.OVER_EXAMPLES: "max_examples_per_document rows before it are of the same document",
+}
 
 
 def assemble(
@@ -36,10 +39,12 @@ def assemble(
     Raises:
         readers.NoDocuments: nothing is left to keep; lists what was seen.
     """
+    max_examples = settings.get("max_examples_per_document")
     choice = shards.choose_splits(
-        itertools.chain.from_iterable(part.digests() for part in parts),
+        shards.marks_of(parts, max_examples),
         settings["eval_fraction"],
         settings["max_documents"],
+        max_examples,
     )
     if staging.exists():
         shutil.rmtree(staging)
@@ -89,9 +94,9 @@ def _sort_out(
     for part in parts:
         yield from part.rejects()
         for record, fate in zip(part.records(), fates):
-            if fate == "duplicate":
+            if fate in REASONS:
                 document = records.decode_record(record).document
-                yield Reject(document, "duplicate", "says the same as an earlier document")
+                yield Reject(document, fate, REASONS[fate])
             elif fate is not None:
                 writers[fate].add(record)
 

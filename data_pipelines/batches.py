@@ -5,9 +5,11 @@ state is that number and a fingerprint of everything that decides the rows; a re
 fingerprint is refused with the difference named.
 """
 
+import math
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import fields
+from fractions import Fraction
 from typing import Any
 
 import grain
@@ -61,6 +63,16 @@ class TrainBatches:
         batch = Batch(**next(self._grain))
         self._next_step += 1
         return batch
+
+    def num_steps(self, epochs: float) -> int:
+        """Return the steps of so many passes over the data, the last one whole.
+
+        A pass is the rows of the ledger's first epoch: where the source that runs out first,
+        against its weight, has run through once. All of them are packed to count them.
+        """
+        passes = Fraction(str(epochs))  # 0.1 is a tenth, not the binary number beside it
+        num_rows = _rows_in_epoch(self._rows.order)
+        return max(1, math.ceil(passes * num_rows / self._config.global_batch_sequences))
 
     def get_state(self) -> dict[str, Any]:
         """Return plain JSON values; the block is only there to find the row sooner."""
@@ -286,7 +298,7 @@ def _weights(opened: Sequence[sources.ArrayRecordSource], config: DataConfig) ->
     return [given[source.name] for source in opened]
 
 
-def _rows_in_epoch(order: ledger.Ledger, at_most: int) -> int:
+def _rows_in_epoch(order: ledger.Ledger, at_most: float = math.inf) -> int:
     """Return the rows of the first epoch, counted no further than needed."""
     total = 0
     for block in range(order.mixture.blocks_per_epoch):

@@ -31,6 +31,7 @@ def deliver(
     tokenizer: Tokenizer,
     name: str | None = None,
     eval_fraction: float = 0.05,
+    max_examples_per_document: int | None = None,
     jsonl: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def deliver(
     Args:
         given: inputs, here or in buckets; see prepare.prepare.
         output: folder or URI that gets the shards.
-        tokenizer, name, eval_fraction: as in prepare.prepare.
+        tokenizer, name, eval_fraction, max_examples_per_document: as in prepare.prepare.
         jsonl: folder or URI that gets train_dataset.jsonl and val_dataset.jsonl; None for none.
         say: told a line of text now and then.
 
@@ -60,6 +61,7 @@ def deliver(
         tokenizer=tokenizer,
         name=name,
         eval_fraction=eval_fraction,
+        max_examples_per_document=max_examples_per_document,
         on_progress=say,
     )
     summary = sources.manifest_summary(folder)

@@ -5,6 +5,8 @@ from dataclasses import field
 from typing import Any
 from typing import Literal
 
+NO_ORIGIN = bytes(32)  # the mark of a document that was not made from another one
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -17,6 +19,7 @@ class Document:
         messages: dicts of "role" and "content" (kind "chat"); "weight" 0 keeps an answer out of
             the loss.
         prompt, completion: kind "prompt_completion".
+        made_from: the name of the document that a row of JSONL says it was made from; "" if none.
     """
 
     id: str
@@ -25,6 +28,7 @@ class Document:
     messages: tuple[dict[str, Any], ...] = field(default=())
     prompt: str = ""
     completion: str = ""
+    made_from: str = ""
 
 
 def shown_name(name: str) -> str:

@@ -79,6 +79,10 @@ def write_jsonl(
 
 def row_of(document: Document) -> dict[str, Any]:
     """Return the row that `prepare` reads as this document."""
+    return _shape_of(document) | ({"document": document.made_from} if document.made_from else {})
+
+
+def _shape_of(document: Document) -> dict[str, Any]:
     if isinstance(document, jsonl.Infill):
         return {
             "prefix": document.prompt, "suffix": document.suffix, "middle": document.completion,

@@ -66,7 +66,10 @@ def open_sources(
     for source in listed:
         fraction = config.eval_fraction
         into = Path(folder) / "train"
-        place = _place(source, tokenizer, into, config, fraction, on_progress, keeps_old=is_begun)
+        cap = config.max_examples_per_document
+        place = _place(
+            source, tokenizer, into, config, fraction, on_progress, cap=cap, keeps_old=is_begun
+        )
         opened = sources.ArrayRecordSource(place, "train", name=source.name)
         if not len(opened):
             raise ValueError(f"data.train: source {source.name!r} ({place}) has no documents")
@@ -103,12 +106,15 @@ def _place(
     eval_fraction: float,
     on_progress: Callable[[str], None] | None,
     *,
+    cap: int | None = None,
     keeps_old: bool = False,
 ) -> Path:
     """Return the source's prepared folder, after preparing it if the path is raw."""
     path = objects.local_path(source.path)
     if sources.is_prepared(path):
-        made_by = sources.read_manifest(path)["tokenizer"]
+        manifest = sources.read_manifest(path)
+        _check_cap(source, manifest, cap)
+        made_by = manifest["tokenizer"]
         if made_by["digest"] != tokenizer.digest:
             raise ValueError(
                 f"{source.path}: prepared by the tokenizer {made_by['name']!r}, but the model's is "
@@ -128,6 +134,7 @@ def _place(
         name=source.name,
         eval_fraction=eval_fraction,
         max_documents=config.max_documents,
+        max_examples_per_document=cap,
         exclude=(folder.parent.parent,),  # the run's own directory
         on_progress=lambda line: say(line.replace(str(into), str(old))),
     )
@@ -144,6 +151,17 @@ def _place(
         say(f"{old}: held-out documents have changed; the run keeps those that it began with")
     shutil.rmtree(into)
     return old
+
+
+def _check_cap(source: Source, manifest: dict[str, Any], cap: int | None) -> None:
+    kept = manifest["settings"].get(prepare.MAX_EXAMPLES)
+    if cap is not None and kept != cap:
+        was = "without a cap" if kept is None else f"with {kept}"
+        raise ValueError(
+            f"{source.path}: data.max_examples_per_document is {cap}, but this folder was prepared "
+            f"{was}; prepare it with --max-examples-per-document {cap}, or set "
+            f"data.max_examples_per_document={kept or 'null'}"
+        )
 
 
 def _digests(manifest: dict[str, Any]) -> dict[str, str | None]:

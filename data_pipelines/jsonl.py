@@ -1,12 +1,14 @@
 """JSONL to documents: `messages`, `prompt`/`completion`, `prefix`/`suffix`/`middle`, or `text`.
 
 Lines are read with a cap and parsed strictly; a bad line is a Reject with file, line and reason,
-and the lines after it are still read. jsonl_messages.py reads the messages and tools of a chat.
+and the lines after it are still read. A row may name the document that it was made from, as
+`document` or else as `source`. jsonl_messages.py reads the messages and tools of a chat.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 from typing import BinaryIO
 
@@ -16,6 +18,7 @@ from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
 from data_pipelines.jsonl_messages import BadLine
 
+ORIGIN_KEYS = ("document", "source")
 SHAPES = '"messages", "prompt" and "completion", "prefix", "suffix" and "middle", or "text"'
 
 
@@ -69,6 +72,23 @@ def _document(where: str, line: bytes) -> Document:
     row = _parse(line)
     if not isinstance(row, dict):
         raise BadLine("bad_schema", f"expected an object, got {type(row).__name__}")
+    made_from = _origin(row)
+    document = _shaped(where, row)
+    return replace(document, made_from=made_from) if made_from else document
+
+
+def _origin(row: dict) -> str:
+    """Return the document that a row names, a text or a whole number; "" if it names none."""
+    for key in ORIGIN_KEYS:
+        value = row.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str) and value.strip():
+            return value.strip().encode("utf-8", "replace").decode()
+    return ""
+
+
+def _shaped(where: str, row: dict) -> Document:
     shapes = [key for key in ("messages", "completion", "middle", "text") if key in row]
     if len(shapes) != 1:
         keys = ", ".join(sorted(map(str, row)))[:200]

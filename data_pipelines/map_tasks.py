@@ -34,7 +34,7 @@ class MapStage:
     Attributes:
         root: the input.
         folder: gets pipeline_state.json, and the parts in its work folder.
-        tokenizer, limits, max_documents, say: as in `prepare`.
+        tokenizer, limits, max_documents, max_examples, say: as in `prepare`.
     """
 
     root: Path
@@ -42,6 +42,7 @@ class MapStage:
     tokenizer: Tokenizer
     limits: Limits
     max_documents: int | None
+    max_examples: int | None
     say: Callable[[str], None]
 
     @property
@@ -58,7 +59,7 @@ class MapStage:
         resumed = len(state["done"])
         if resumed:
             self.say(f"{self.folder}: going on after task {resumed} of {len(tasks)}")
-        seen: set[bytes] = set()
+        kept = shards.Kept(self.max_examples)
         parts: list[shards.Part] = []
         with pdf.PdfReader(self.limits) as pdf_reader:
             for number, task in enumerate(tasks):
@@ -68,10 +69,8 @@ class MapStage:
                     shards.write_json(self.folder / STATE, state)
                     self.say(f"{self.root}: task {number + 1} of {len(tasks)} done")
                 parts.append(part)
-                if self.max_documents is not None:
-                    seen.update(part.digests())
-                    if len(seen) >= self.max_documents:
-                        break
+                if self.max_documents is not None and kept.add_part(part) >= self.max_documents:
+                    break
         return parts, resumed
 
     def _open_state(self, fingerprint: str, inputs: list[dict], tasks: list[list[Path]]) -> dict:
@@ -82,7 +81,7 @@ class MapStage:
         if state.get("fingerprint") == fingerprint and state.get("tasks") == plan:
             done = state["done"]
             whole = itertools.takewhile(
-                lambda numbered: _is_whole(shards.Part(self.work, numbered[0]), numbered[1]),
+                lambda numbered: self._is_whole(shards.Part(self.work, numbered[0]), numbered[1]),
                 enumerate(done),
             )
             return {**state, "done": [entry for _, entry in whole]}
@@ -94,9 +93,10 @@ class MapStage:
 
     def _map(self, part: shards.Part, task: list[Path], pdf_reader: pdf.PdfReader) -> dict:
         """Do one task: its files' documents, tokenized, into a part."""
-        writer = shards.PartWriter(part)
+        writer = shards.PartWriter(part, has_origins=self.max_examples is not None)
         token_bytes = records.token_bytes_for(self.tokenizer.vocab_size)
-        cap = self.max_documents
+        # How many stay of documents' examples depends on the tasks before this one.
+        cap = self.max_documents if self.max_examples is None else None
         different: set[bytes] = set()
         for item in self._items(task, pdf_reader):
             made = item
@@ -106,7 +106,7 @@ class MapStage:
                 writer.reject(made)
                 continue
             record = records.encode_record(made.tokens, made.mask, item.id, token_bytes=token_bytes)
-            writer.add(record, made.digest)
+            writer.add(record, made.digest, made.origin)
             different.add(made.digest)
             if cap is not None and len(different) >= cap:
                 break
@@ -114,8 +114,18 @@ class MapStage:
         return {
             "documents": writer.num_documents,
             "rejects": writer.num_rejects,
-            "sha256": [storage.digest(path) for path in _part_files(part)],
+            "sha256": [storage.digest(path) for path in self._part_files(part)],
         }
+
+    def _part_files(self, part: shards.Part) -> list[Path]:
+        counted = [] if self.max_examples is None else [part.origins_path]
+        return [part.records_path, part.digests_path, part.rejects_path, *counted]
+
+    def _is_whole(self, part: shards.Part, entry: dict) -> bool:
+        paths = self._part_files(part)
+        return all(path.is_file() for path in paths) and entry["sha256"] == [
+            storage.digest(path) for path in paths
+        ]
 
     def _items(self, task: list[Path], pdf_reader: pdf.PdfReader) -> Iterator:
         for file in task:
@@ -136,14 +146,3 @@ def _group(files: list[Path], task_bytes: int) -> Iterator[list[Path]]:
         size += file_bytes
     if task:
         yield task
-
-
-def _part_files(part: shards.Part) -> list[Path]:
-    return [part.records_path, part.digests_path, part.rejects_path]
-
-
-def _is_whole(part: shards.Part, entry: dict) -> bool:
-    paths = _part_files(part)
-    return all(path.is_file() for path in paths) and entry["sha256"] == [
-        storage.digest(path) for path in paths
-    ]

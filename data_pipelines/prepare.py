@@ -33,6 +33,7 @@ from mistral_jax import storage
 from mistral_jax.tokenizers import Tokenizer
 
 LOCK = ".prepare.lock"
+MAX_EXAMPLES = "max_examples_per_document"
 TASK_BYTES = 32 << 20
 SPACE_FACTOR = 4  # parts and shards together, with text about fourfold compressed in archives
 SPACE_BASE_BYTES = 64 << 20
@@ -67,6 +68,7 @@ def prepare(
     name: str | None = None,
     eval_fraction: float = 0.05,
     max_documents: int | None = None,
+    max_examples_per_document: int | None = None,
     limits: Limits | None = None,
     task_bytes: int = TASK_BYTES,
     exclude: Collection[Path] = (),
@@ -82,6 +84,8 @@ def prepare(
         name: what the source is called; the input's name by default.
         eval_fraction: share of documents to hold out, 0 <= eval_fraction < 1.
         max_documents: stop after so many different documents.
+        max_examples_per_document: keep the first so many rows of JSONL that name the same
+            document, in the order of the files; rows that name none are all kept.
         limits: what an input may cost.
         task_bytes: input bytes per task; how often a killed run has to start over.
         exclude: folders inside the input to leave out; the output is left out in any case.
@@ -98,12 +102,18 @@ def prepare(
             f"eval_fraction: expected a share of the documents, 0 <= eval_fraction < 1, got "
             f"{eval_fraction}; 0.05 holds one in twenty out"
         )
+    if max_examples_per_document is not None and max_examples_per_document < 1:
+        raise ValueError(
+            f"max_examples_per_document: expected 1 row or more, got {max_examples_per_document}; "
+            "leave it out to keep all"
+        )
     folder = Path(output_folder)
     with gather.gathered(path, exclude=(folder, *exclude)) as (root, files):
         settings = {
             "name": name or shown_name(gather.name_of(path, root)),
             "eval_fraction": eval_fraction,
             "max_documents": max_documents,
+            **_cap(max_examples_per_document),
             "limits": asdict(limits or Limits()),
             **_settings_of(tokenizer),
             "versions": {
@@ -148,7 +158,13 @@ def _prepare(
     try:
         with _locked(folder):
             stage = map_tasks.MapStage(
-                root, folder, tokenizer, limits, settings["max_documents"], say
+                root,
+                folder,
+                tokenizer,
+                limits,
+                settings["max_documents"],
+                settings.get(MAX_EXAMPLES),
+                say,
             )
             parts, resumed = stage.run(files, inputs, fingerprint, task_bytes)
             staging = stage.work / "splits"
@@ -233,6 +249,11 @@ def _input_entry(file: Path, root: Path) -> dict[str, Any]:
     except PermissionError:  # the reader lists it as unreadable
         sha256 = None
     return {"file": readers.name_of(file, root), "size_bytes": size_bytes or 0, "sha256": sha256}
+
+
+def _cap(max_examples: int | None) -> dict[str, int]:
+    """Return the cap as a setting; without one, folders from before there was one still count."""
+    return {} if max_examples is None else {MAX_EXAMPLES: max_examples}
 
 
 def _settings_of(tokenizer: Tokenizer) -> dict[str, Any]:

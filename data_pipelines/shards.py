@@ -9,11 +9,13 @@ import errno
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from data_pipelines import records
 from data_pipelines import sources
+from data_pipelines.documents import NO_ORIGIN
 from data_pipelines.documents import Reject
 from mistral_jax import storage
 
@@ -32,6 +35,8 @@ SHARD_BYTES = 256 << 20
 READ_RECORDS = 1024
 DIGEST_BYTES = 32
 SPLITS = ("train", "eval")
+DUPLICATE = "duplicate"
+OVER_EXAMPLES = "over_examples_per_document"
 
 
 class _RecordFile:
@@ -100,6 +105,16 @@ class Part:
             yield from reader.read(start, min(start + READ_RECORDS, count))
         reader.close()
 
+    @property
+    def origins_path(self) -> Path:
+        """32 bytes per document, where a cap counts them: of what document it was made."""
+        return self.folder / f"{self.number:05d}.origins"
+
+    def origins(self) -> list[bytes]:
+        """Return of what document each one was made, as tokenize_documents.Tokenized.origin."""
+        data = self.origins_path.read_bytes()
+        return [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
+
     def rejects(self) -> Iterator[Reject]:
         """Yield the rejects in order."""
         with self.rejects_path.open(encoding="utf-8") as lines:
@@ -115,18 +130,21 @@ def reject_line(reject: Reject) -> str:
 class PartWriter:
     """Writes a part; it counts only once its task is marked as done."""
 
-    def __init__(self, part: Part):
+    def __init__(self, part: Part, *, has_origins: bool = False):
         part.folder.mkdir(parents=True, exist_ok=True)
         self._records = _RecordFile(part.records_path)
         self._digests = part.digests_path.open("wb")
         self._rejects = part.rejects_path.open("w", encoding="utf-8")
+        self._origins = part.origins_path.open("wb") if has_origins else None
         self.num_documents = 0
         self.num_rejects = 0
 
-    def add(self, record: bytes, digest: bytes) -> None:
+    def add(self, record: bytes, digest: bytes, origin: bytes) -> None:
         """Append a document."""
         self._records.write(record)
         self._digests.write(digest)
+        if self._origins is not None:
+            self._origins.write(origin)
         self.num_documents += 1
 
     def reject(self, reject: Reject) -> None:
@@ -139,6 +157,8 @@ class PartWriter:
         self._records.close()
         self._digests.close()
         self._rejects.close()
+        if self._origins is not None:
+            self._origins.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,28 +170,78 @@ class Choice:
     num_over_limit: int
 
 
+@dataclass(slots=True)
+class Kept:
+    """Which documents are kept, told one by one, in order; counts those that are.
+
+    Attributes:
+        max_examples: rows kept of those made from one document; None for any number.
+        digests: what was kept, by its content.
+        num_examples: how many were kept of those made from each document.
+    """
+
+    max_examples: int | None = None
+    digests: set[bytes] = field(default_factory=set)
+    num_examples: Counter[bytes] = field(default_factory=Counter)
+
+    def why_not(self, digest: bytes, origin: bytes) -> str | None:
+        """Return why a document goes; None where it may stay."""
+        if digest in self.digests:
+            return DUPLICATE
+        is_full = self.max_examples is not None and self.num_examples[origin] >= self.max_examples
+        return OVER_EXAMPLES if is_full and origin != NO_ORIGIN else None
+
+    def add(self, digest: bytes, origin: bytes) -> None:
+        """Keep a document."""
+        self.digests.add(digest)
+        if self.max_examples is not None and origin != NO_ORIGIN:
+            self.num_examples[origin] += 1
+
+    def add_part(self, part: Part) -> int:
+        """Keep of a part what may stay; return how many documents are kept in all."""
+        for digest, origin in marks_of([part], self.max_examples):
+            if self.why_not(digest, origin) is None:
+                self.add(digest, origin)
+        return len(self.digests)
+
+
+def marks_of(parts: Iterable[Part], max_examples: int | None) -> Iterator[tuple[bytes, bytes]]:
+    """Yield digest and origin of each document; no origin where no cap asks for it."""
+    for part in parts:
+        if max_examples is None:
+            yield from ((digest, NO_ORIGIN) for digest in part.digests())
+        else:
+            yield from zip(part.digests(), part.origins(), strict=True)
+
+
 def choose_splits(
-    digests: Iterable[bytes], eval_fraction: float, max_documents: int | None
+    marks: Iterable[tuple[bytes, bytes]],
+    eval_fraction: float,
+    max_documents: int | None,
+    max_examples: int | None = None,
 ) -> Choice:
-    """Drop exact duplicates, then hold documents out by their content.
+    """Drop exact duplicates and examples over the cap, then hold documents out by their content.
+
+    The first examples of a document stay, duplicates not counted.
 
     The choice of a document depends on nothing but its content, except that of two or more
     documents one at least is held out (if a fraction is asked for) and one at least is not.
     """
-    seen: set[bytes] = set()
+    seen = Kept(max_examples)
     split: list[str | None] = []
     kept: list[tuple[bytes, int]] = []
     num_duplicates = num_over_limit = 0
     threshold = int(eval_fraction * (1 << 64))
-    for number, digest in enumerate(digests):
-        if digest in seen:
-            num_duplicates += 1
-            split.append("duplicate")
-        elif max_documents is not None and len(seen) >= max_documents:
+    for number, (digest, origin) in enumerate(marks):
+        reason = seen.why_not(digest, origin)
+        if reason is not None:
+            num_duplicates += reason == DUPLICATE
+            split.append(reason)
+        elif max_documents is not None and len(seen.digests) >= max_documents:
             num_over_limit += 1
             split.append(None)
         else:
-            seen.add(digest)
+            seen.add(digest, origin)
             kept.append((digest, number))
             is_held_out = int.from_bytes(digest[:8], "big") < threshold
             split.append("eval" if is_held_out else "train")

@@ -17,6 +17,7 @@ import numpy as np
 from data_pipelines import clean
 from data_pipelines import jsonl
 from data_pipelines import jsonl_messages
+from data_pipelines.documents import NO_ORIGIN
 from data_pipelines.documents import Document
 from data_pipelines.documents import Reject
 from mistral_jax import templates
@@ -33,11 +34,13 @@ class Tokenized:
         tokens: int64.
         mask: 1 where the token is a target that counts (uint8); None when all are.
         digest: sha256 of what the document says; equal ones are duplicates.
+        origin: sha256 of the name of the document that it was made from; NO_ORIGIN without one.
     """
 
     tokens: np.ndarray
     mask: np.ndarray | None
     digest: bytes
+    origin: bytes = NO_ORIGIN
 
 
 def tokenize_document(document: Document, tokenizer: tokenizers.Tokenizer) -> Tokenized | Reject:
@@ -57,7 +60,7 @@ def tokenize_document(document: Document, tokenizer: tokenizers.Tokenizer) -> To
         return Reject(document.id, "too_short", f"{len(tokens)} token; at least 2 are needed")
     if mask is not None and not mask[1:].any():
         return Reject(document.id, "no_targets", "no token of it is one to learn")
-    return Tokenized(tokens, mask, _content_digest(document))
+    return Tokenized(tokens, mask, _content_digest(document), _origin_digest(document))
 
 
 def cleaned(document: Document) -> Document:
@@ -125,6 +128,12 @@ def _content_digest(document: Document) -> bytes:
                 texts.append(document.suffix)
             content = json.dumps(texts, ensure_ascii=False)
     return hashlib.sha256(f"{document.kind}\n{content}".encode()).digest()
+
+
+def _origin_digest(document: Document) -> bytes:
+    if not document.made_from:
+        return NO_ORIGIN
+    return hashlib.sha256(document.made_from.encode()).digest()
 
 
 def _chat_content(document: Document) -> list[Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from typing import Literal
 
 from launch import commands
+from launch import detach
 from launch import passes
 from launch import plan as plan_lib
 from launch import shapes
@@ -35,6 +36,7 @@ TOOL_TIMEOUT_S = 10.0
 UNUSABLE = (ValueError, OSError, RuntimeError)
 ON_HOST = "on the host"
 ON_LAUNCHER = "on the machine that launches"
+UNDER_WAY = "this run is under way here: launch attaches to it"
 NVIDIA_FIELDS = "name,driver_version,memory.total,memory.used,compute_cap"
 
 Status = Literal["ok", "warning", "failed", "skipped"]
@@ -187,6 +189,13 @@ class Context:
         return commands.Request(
             self.run, self.config, self.overrides, self.target, self.plan, folder
         )
+
+    @functools.cached_property
+    def is_under_way(self) -> bool:
+        """Whether this very run goes on, on this machine: a launch attaches to its supervisor."""
+        if not self.on_host:
+            return False
+        return detach.is_running(commands.ROOT / commands.launch_folder(self.run))
 
     @property
     def output(self) -> str:

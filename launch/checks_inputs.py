@@ -137,7 +137,7 @@ def _local_data(context: Context, path: Path) -> Answer:
             if found != wanted:
                 got = "it is not there" if found is None else f"it has {found}"
                 return checks.failed(f"{file}: {wanted} bytes expected, {got}", _prepare_line(path))
-        return _prepared(content, str(path))
+        return _prepared(context, content, str(path))
     if any((path / name).exists() for name in UNFINISHED):
         return checks.failed(f"{path}: prepare has not ended there", _prepare_line(path))
     first = next(_documents(path), None)
@@ -223,7 +223,7 @@ def _bucket_data(context: Context, uri: str) -> Answer:
         if found != wanted:
             got = "it is not there" if found is None else f"it has {found}"
             return checks.failed(f"{uri}/{shard}: {wanted} bytes expected, {got}", again)
-    return _prepared(content, uri)
+    return _prepared(context, content, uri)
 
 
 def _store_fix(uri: str, text: str, otherwise: str) -> str:
@@ -256,13 +256,25 @@ def _shards(content: dict[str, Any]) -> Iterator[tuple[str, int]]:
             yield f"{split}/{file['file']}", file["size_bytes"]
 
 
-def _prepared(content: dict[str, Any], where: str) -> Answer:
+def _at_home(place: str) -> str:
+    return str(Path(place).expanduser())
+
+
+def _prepared(context: Context, content: dict[str, Any], where: str) -> Answer:
     counts = {
         split: sum(shard["documents"] for shard in entry["shards"])
         for split, entry in content["splits"].items()
     }
     if not any(counts.values()):
         return checks.failed(f"{where}: prepared, and no document is in it", _prepare_line(where))
+    cap = context.run.data.max_examples_per_document
+    made_with = content.get("settings", {}).get("max_examples_per_document")
+    trained = [place for key, place in context.source_paths().items() if key[:10] == "data.train"]
+    if cap is not None and made_with != cap and where in (*trained, *map(_at_home, trained)):
+        return checks.failed(
+            f"{where}: prepared with max_examples_per_document {made_with}, the run's is {cap}",
+            f"{_prepare_line(where)} --max-examples-per-document {cap}",
+        )
     shown = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     return checks.ok(f"{where}: prepared, {shown}")
 

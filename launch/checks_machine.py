@@ -218,6 +218,8 @@ def _device_memory(context: Context) -> Answer:
     if least.memory_mib < need_mib:
         return checks.failed(f"{least.name}: {shown}", context.command(verb="plan"))
     busy = [gpu for gpu in gpus if gpu.used_mib > BUSY_MIB]
+    if busy and context.is_under_way:
+        return checks.ok(checks.UNDER_WAY)
     if busy:
         worst = max(gpu.used_mib for gpu in busy)
         text = f"other programs hold {worst / 1024:.1f} GiB of a GPU; {shown}"

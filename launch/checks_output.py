@@ -63,6 +63,8 @@ def _unused(context: Context) -> Answer:
     lock = folder / LOCK
     if context.is_fresh or context.has_bucket_output or not lock.is_file():
         return checks.ok("no other process trains there")
+    if context.is_under_way:
+        return checks.ok(checks.UNDER_WAY)
     with lock.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

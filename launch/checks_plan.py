@@ -161,6 +161,12 @@ def _time(context: Context) -> Answer:
     if plan is None:
         return checks.skipped("there is no plan")
     limit = _limit_hours(context)
+    if plan.train_hours is None:
+        shown = f"{plan.seconds_per_step:.3g} s a step predicted; hours depend on the data"
+        if limit is None:
+            return checks.ok(shown)
+        known = context.command("data.epochs=null", "optimizer.max_steps=NUMBER")
+        return checks.warning(f"{shown}, and {limit[0]} ends the run after {limit[1]:g} h", known)
     shown = f"{plan.train_hours:.1f} h predicted for {plan.max_steps:,} steps"
     if limit is None:
         return checks.ok(shown)

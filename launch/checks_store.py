@@ -136,6 +136,15 @@ def _owner(context: Context) -> Answer:
         return checks.ok("no other process writes there")
     if seen.store_time_s - facts.modified_s >= owner.EXPIRY_S:
         return checks.ok("its last owner has not written for long, and counts as dead")
+    if context.is_under_way:
+        return checks.ok(checks.UNDER_WAY)
+    if not context.on_host:
+        return checks.warning(
+            f"process {record.get('process')} on {record.get('host')} writes to {uri} since "
+            f"{record.get('since')}: where that is this run on its host, launch attaches to it; a "
+            "second one is refused there",
+            context.command(verb="launch"),
+        )
     tool = "aws s3 rm" if uri.startswith("s3://") else "gcloud storage rm"
     return checks.failed(
         f"process {record.get('process')} on {record.get('host')} writes to {uri} since "

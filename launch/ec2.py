@@ -26,16 +26,18 @@ from launch.target import Target
 ALIVE = ("pending", "running", "stopping", "stopped")
 SSH_WAIT_S = 600.0
 POLL_S = 5.0
+STOP = "stop-instances"
 PENDING_HOST = "address-of-the-instance"  # stands for it where nothing is started: --dry-run
 
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-    """An instance of a run: id, state, and the address under which ssh reaches it, if any."""
+    """An instance of a run: id, state, the address for ssh if any, whether it is a spot one."""
 
     name: str
     state: str
     host: str | None
+    is_spot: bool = False
 
 
 def without_ec2(target: Target) -> Target:
@@ -106,15 +108,19 @@ def find(request: Request) -> Instance | None:
 
 
 def stop(request: Request, say: Callable[[str], None] = print) -> None:
-    """Stop the run's instance, or terminate it where it cannot be stopped (spot)."""
+    """Stop the run's instance, or terminate it where it cannot be stopped (spot).
+
+    What it is, EC2 tells: `launcher.market` may be another one than that it was started with.
+    """
     found = find(request)
     if found is None or found.state == "stopped":
         say(f"launch: no instance of {ec2_instance.tag(request)} runs")
+        _tell_others(request, say)
         return
     launcher = ec2_instance.launcher_of(request)
     with _explained("stop-instances"):
         service = _client("ec2", launcher)
-        if launcher.market == "spot":
+        if found.is_spot:
             service.terminate_instances(InstanceIds=[found.name])
             say(f"launch: EC2 instance {found.name} is being terminated; nothing is left to pay")
             return
@@ -123,6 +129,21 @@ def stop(request: Request, say: Callable[[str], None] = print) -> None:
         f"launch: EC2 instance {found.name} is being stopped; its disk costs until you end it: "
         f"{_stop_line(found.name, launcher, 'terminate-instances')}"
     )
+
+
+def _tell_others(request: Request, say: Callable[[str], None]) -> None:
+    """Name the instances of other runs: a changed config is another run, and has another tag."""
+    launcher = ec2_instance.launcher_of(request)
+    with _explained("describe-instances"):
+        answer = _client("ec2", launcher).describe_instances(
+            Filters=[
+                {"Name": "tag-key", "Values": [ec2_instance.RUN_TAG]},
+                {"Name": "instance-state-name", "Values": ["pending", "running"]},
+            ]
+        )
+    for each in _of(answer):
+        line = _stop_line(each.name, launcher, "terminate-instances" if each.is_spot else STOP)
+        say(f"launch: {each.name} of another run is {each.state} and costs; to stop it: {line}")
 
 
 def locate(
@@ -241,6 +262,7 @@ def _of(answer: dict[str, Any]) -> list[Instance]:
             each.get("PublicDnsName")
             or each.get("PublicIpAddress")
             or each.get("PrivateIpAddress"),
+            each.get("InstanceLifecycle") == "spot",
         )
         for reservation in answer["Reservations"]
         for each in reservation["Instances"]
@@ -265,6 +287,6 @@ def _wait_for_ssh(instance: Instance, port: int, say: Callable[[str], None]) -> 
         time.sleep(POLL_S)
 
 
-def _stop_line(name: str, launcher: Ec2, verb: str = "stop-instances") -> str:
+def _stop_line(name: str, launcher: Ec2, verb: str = STOP) -> str:
     region = "" if launcher.region is None else f" --region {shlex.quote(launcher.region)}"
     return f"aws ec2 {verb}{region} --instance-ids {name}"

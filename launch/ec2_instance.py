@@ -71,7 +71,7 @@ def check_hours(request: Request) -> None:
         Ec2Error: it is.
     """
     launcher, hours = launcher_of(request), request.plan.train_hours
-    if hours > launcher.max_hours:
+    if hours is not None and hours > launcher.max_hours:  # None: the data decides it
         raise Ec2Error(
             f"the run is predicted to take {hours:.1f} h, and the instance stops after "
             f"launcher.max_hours {launcher.max_hours:g}; raise it, or shorten the run"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 JOB = "job"
+UNKNOWN = "Invalid job id"  # what squeue says of a job that it has forgotten
 EXIT_DONE, EXIT_FAILED = 0, 1
 NO_ANSWER = 5  # times in a row before the job counts as gone: a controller may be restarting
 
@@ -39,10 +40,18 @@ def submit(folder: Path, sbatch: list[str]) -> int:
     """Submit, unless the job of an earlier launch is queued or runs."""
     if (folder / JOB).exists():
         job = (folder / JOB).read_text(encoding="utf-8").strip()
-        state = _state(job)
+        code, complaint, state = _ask(job)
         if state is not None:
             print(f"job {job} was submitted before: {state}", flush=True)
             return EXIT_DONE
+        if code and UNKNOWN not in complaint and not (folder / f"exit-{job}").exists():
+            print(
+                f"error: squeue does not tell whether job {job} of an earlier launch runs "
+                f"({complaint.strip()[:300]}); launch again when it answers: a second job would "
+                "train beside the first",
+                file=sys.stderr,
+            )
+            return EXIT_FAILED
     done = subprocess.run(
         sbatch, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -84,6 +93,11 @@ def follow(folder: Path, poll_s: float) -> int:
 
 def _state(job: str) -> str | None:
     """Return the job's state, with the reason where it waits; None where it is not in the queue."""
+    return _ask(job)[2]
+
+
+def _ask(job: str) -> tuple[int, str, str | None]:
+    """Return squeue's exit code, its complaint, and the state."""
     argv = ["squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T|%r"]
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -91,8 +105,9 @@ def _state(job: str) -> str | None:
     state, _, reason = done.stdout.strip().partition("|")
     over = ("", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
     if done.returncode or state in over:
-        return None
-    return f"{state} ({reason})" if state == "PENDING" and reason != "None" else state
+        return done.returncode, done.stderr, None
+    shown = f"{state} ({reason})" if state == "PENDING" and reason != "None" else state
+    return done.returncode, done.stderr, shown
 
 
 def _copy(log: Path, start_byte: int) -> int:

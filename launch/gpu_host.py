@@ -22,6 +22,7 @@ from launch.launcher import Ec2
 from launch.launcher import Ssh
 from mistral_jax.config import load
 from mistral_jax.config.run import RunConfig
+from mistral_jax.storage import cache
 
 SSH_OPTIONS = (
     "BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4",
@@ -53,7 +54,7 @@ def steps(request: Request) -> list[Step]:
     root = _far_folder(launcher)
     own = commands.own_files(request)
     listing = folder / "files.txt"
-    names = [*map(str, bundle.project_files(commands.ROOT)), *(str(file.path) for file in own)]
+    names = [*map(str, _project_files(request)), *(str(file.path) for file in own)]
     words = ["python", "-m", "launch.detach"]
     far = ["--folder", str(folder)]
     return [
@@ -71,6 +72,16 @@ def steps(request: Request) -> list[Step]:
         _far(launcher, root, [*words, "start", *far, *_supervised(request)], "start the run"),
         _follow(launcher, root, [*words, "follow", *far]),
         _fetch(request, launcher, root),
+    ]
+
+
+def _project_files(request: Request) -> list[Path]:
+    """Return what is sent of the project: nothing of the run's results, an older copy of them."""
+    results, config = results_folder(request), request.config.expanduser().absolute()
+    return [
+        path
+        for path in bundle.project_files(commands.ROOT)
+        if not (results.parts and path.is_relative_to(results)) or commands.ROOT / path == config
     ]
 
 
@@ -202,7 +213,7 @@ def _preflight(request: Request, launcher: Ssh, root: str) -> list[Command]:
 
 def _supervised(request: Request) -> list[str]:
     """Return the supervisor's options and the run's command."""
-    words = ["--progress", str(results_folder(request))]
+    words = ["--progress", progress_folder(request)]
     launcher = request.target.launcher
     if isinstance(launcher, Ec2):
         halt = ["sudo", "-n", "shutdown", "-h", f"+{launcher.idle_minutes}"]
@@ -222,6 +233,19 @@ def results_folder(request: Request) -> Path:
     if output is None or "://" in output:
         return request.folder.parent
     return Path(commands.check_path(output, "output"))
+
+
+def progress_folder(request: Request) -> str:
+    """Return where the host finds the run's newest step; `~` is its own home.
+
+    A run into a bucket works below the cache: below the usual one, unless the host's environment
+    names another.
+    """
+    output = request.run.run_directory()
+    if "://" not in output:
+        return str(results_folder(request))
+    folder = cache.run_folder(output).relative_to(cache.root())
+    return str(PurePosixPath(cache.USUAL) / folder)
 
 
 def _fetch(request: Request, launcher: Ssh, root: str) -> Command:

@@ -179,13 +179,16 @@ def _pod(request: Request) -> dict[str, Any]:
 
 def _environment(request: Request) -> list[dict[str, Any]]:
     hosts = request.target.num_hosts
+    wait = {"name": many_hosts.OWNER_WAIT, "value": str(many_hosts.OWNER_WAIT_S)}
+    common: list[dict[str, Any]] = [wait] if many_hosts.is_bucket(request) else []
     if hosts == 1:
-        return []
+        return common
     if request.target.platform == "tpu":  # GKE tells every pod of a slice its place
-        return [{"name": many_hosts.AUTO, "value": "auto"}]
+        return [*common, {"name": many_hosts.AUTO, "value": "auto"}]
     name = many_hosts.cloud_name(request)
     first = f"{name}-{HOSTS}-0-0.{name}:{many_hosts.COORDINATOR_PORT}"
     return [
+        *common,
         {"name": many_hosts.COORDINATOR, "value": first},
         {"name": many_hosts.NUM_PROCESSES, "value": str(hosts)},
         {"name": many_hosts.PROCESS_ID, "valueFrom": {"fieldRef": {"fieldPath": INDEX}}},

@@ -19,7 +19,7 @@ def steps(request: Request) -> list[Step]:
     launcher = request.target.launcher
     assert isinstance(launcher, Local)
     words = ["--processes", str(launcher.processes), "--progress"]
-    words += [str(gpu_host.results_folder(request)), "--"]
+    words += [gpu_host.progress_folder(request), "--"]
     train = (sys.executable, "-m", "mistral_jax.cli", *commands.verb_words(request, "train"))
     return [
         *commands.own_files(request),

@@ -25,6 +25,8 @@ NUM_PROCESSES = "MISTRAL_JAX_NUM_PROCESSES"
 PROCESS_ID = "MISTRAL_JAX_PROCESS_ID"
 LOCKS = "MISTRAL_JAX_LOCKS"
 COORDINATOR_PORT = 8476  # above the system's, below Linux's ephemeral ones; nothing well known
+# A new machine meets the mark of the process that was killed, see storage/owner.py.
+OWNER_WAIT, OWNER_WAIT_S = "MISTRAL_JAX_OWNER_WAIT_S", 180
 EXIT_OK, EXIT_INPUT, EXIT_GATE = 0, 2, 3
 MAX_NAME = 40  # leaves room for what JobSet and SkyPilot append, in a label of 63
 

@@ -7,6 +7,7 @@ predict.py; elsewhere they rest on the target's assumed utilization and are unca
 
 import dataclasses
 import math
+from typing import Any
 from typing import Literal
 
 from launch import arithmetic
@@ -96,9 +97,10 @@ class Plan(Node):
     seconds_per_step: float
     tokens_per_s: float
     days_per_trillion_tokens: float
-    max_steps: int
-    tokens: int
-    train_hours: float
+    price_usd_per_hour: float | None = None
+    max_steps: int | None
+    tokens: int | None
+    train_hours: float | None
     cost_usd: float | None
     notes: tuple[str, ...] = ()
 
@@ -106,6 +108,12 @@ class Plan(Node):
     def is_recomputed(self) -> bool:
         """Whether the backward pass runs each layer again."""
         return self.remat in arithmetic.RECOMPUTING
+
+    def with_steps(self, num_steps: int) -> "Plan":
+        """Return the plan of a run whose data has settled its length."""
+        batch_tokens = self.global_batch_sequences * self.sequence_length
+        length = _length(num_steps, self.seconds_per_step, batch_tokens, self.price_usd_per_hour)
+        return self.model_copy(update=length)
 
 
 def resolve(run: RunConfig, target: Target, *, decoder: DecoderConfig | None = None) -> Plan:
@@ -129,9 +137,7 @@ def resolve(run: RunConfig, target: Target, *, decoder: DecoderConfig | None = N
     flops = arithmetic.flops_per_token(decoder, run.adapter, length, chosen.remat, experts or "")
     peak = target.chip_flops_per_s(run.precision.compute) * target.num_chips
     batch_tokens = run.data.global_batch_sequences * length
-    seconds, steps = chosen.seconds, run.optimizer.max_steps
-    hours = seconds * steps / 3600
-    price = target.price_usd_per_hour
+    seconds, price = chosen.seconds, target.price_usd_per_hour
     parameters = arithmetic.parameter_count(decoder)
     adapters = arithmetic.adapter_count(decoder, run.adapter)
     mark, reasons, roofline = "uncalibrated", [], None
@@ -185,12 +191,25 @@ def resolve(run: RunConfig, target: Target, *, decoder: DecoderConfig | None = N
         seconds_per_step=seconds,
         tokens_per_s=batch_tokens / seconds,
         days_per_trillion_tokens=1e12 * seconds / batch_tokens / 86400,
-        max_steps=steps,
-        tokens=batch_tokens * steps,
-        train_hours=hours,
-        cost_usd=None if price is None else hours * price,
+        price_usd_per_hour=price,
+        **_length(run.optimizer.max_steps, seconds, batch_tokens, price),
         notes=tuple(notes + reasons),
     )
+
+
+def _length(
+    steps: int | None, seconds: float, batch_tokens: int, price: float | None
+) -> dict[str, Any]:
+    """Return what follows from the number of steps; nothing is known where the data decides it."""
+    if steps is None:
+        return dict.fromkeys(("max_steps", "tokens", "train_hours", "cost_usd"))
+    hours = seconds * steps / 3600
+    return {
+        "max_steps": steps,
+        "tokens": batch_tokens * steps,
+        "train_hours": hours,
+        "cost_usd": None if price is None else hours * price,
+    }
 
 
 def _choose_passes(

@@ -82,13 +82,26 @@ def plan_table(plan: Plan) -> Group:
         ("tokens/s", f"{plan.tokens_per_s:,.0f}, {plan.mfu:.1%} of the peak (MFU), "
                      f"{plan.calibration}"),
         ("10^12 tokens", f"{plan.days_per_trillion_tokens:,.1f} days, {plan.calibration}"),
-        ("whole run", f"{plan.max_steps:,} steps, {plan.tokens:,} tokens, "
-                      f"{format_duration(plan.train_hours * 3600)}"),
-        ("cost", "-" if plan.cost_usd is None
-                 else f"{plan.cost_usd:,.2f} USD at list price, {plan.calibration}"),
+        ("whole run", _whole_run(plan)),
+        ("cost", _cost(plan)),
     ):  # fmt: skip
         shape.add_row(name, value)
     return Group(shape, _memory_table(plan), *_time_table(plan), _notes(plan))
+
+
+def _whole_run(plan: Plan) -> str:
+    if plan.max_steps is None or plan.tokens is None or plan.train_hours is None:
+        return "steps and hours depend on the data (data.epochs)"
+    duration = format_duration(plan.train_hours * 3600)
+    return f"{plan.max_steps:,} steps, {plan.tokens:,} tokens, {duration}"
+
+
+def _cost(plan: Plan) -> str:
+    if plan.cost_usd is not None:
+        return f"{plan.cost_usd:,.2f} USD at list price, {plan.calibration}"
+    if plan.price_usd_per_hour is None:
+        return "-"
+    return f"depends on the data; {plan.price_usd_per_hour:,.2f} USD an hour at list price"
 
 
 def _active(plan: Plan) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from launch import versions
 
 EXIT_DONE, EXIT_FAILED = 0, 1
 REMIND_S = 600.0
+PATIENCE_S = 900.0  # so long gcloud may fail while we wait: a queue takes hours, a network fails
 # What the states of a queued resource mean to who waits.
 STATES = {
     "CREATING": "the request is being written down",
@@ -33,6 +34,10 @@ GONE = ("SUSPENDING", "SUSPENDED", "FAILED", "DELETING")
 
 class Refused(ValueError):
     """The slice cannot be had, or its hosts differ; the message says what to do."""
+
+
+class Unanswered(Refused):
+    """gcloud failed; asked again, it may answer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,12 +95,23 @@ def request(create: list[str]) -> int:
 def wait(describe: list[str], poll_s: float) -> int:
     """Ask until the slice is ACTIVE, and tell each change.
 
+    A slice that becomes ACTIVE is paid, whether or not anybody still waits for it: once gcloud has
+    answered, it may fail for PATIENCE_S.
+
     Raises:
         Refused: it failed or was taken away; nobody has to wait longer.
     """
-    told, told_at = None, 0.0
+    told, told_at, answered_at = None, 0.0, None
     while True:
-        state, reason = _state(describe)
+        try:
+            state, reason = _state(describe)
+        except Unanswered as error:
+            if answered_at is None or time.monotonic() - answered_at > PATIENCE_S:
+                raise
+            _say(f"{describe[5]}: {error}; asking again")
+            time.sleep(poll_s)
+            continue
+        answered_at = time.monotonic()
         if state is None:
             raise Refused(f"{describe[5]}: gcloud does not know it (any more); launch again")
         if state != told or time.monotonic() - told_at > REMIND_S:
@@ -140,7 +156,8 @@ def _state(describe: list[str]) -> tuple[str | None, str]:
     """Return the queued resource's state and what gcloud says of a failure; None: it is not there.
 
     Raises:
-        Refused: gcloud failed, or answered something else.
+        Unanswered: gcloud failed.
+        Refused: it answered something else.
     """
     done = subprocess.run(
         describe, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -149,7 +166,7 @@ def _state(describe: list[str]) -> tuple[str | None, str]:
         if "NOT_FOUND" in done.stderr:
             return None, ""
         print(done.stderr, end="", file=sys.stderr, flush=True)
-        raise Refused(f"{describe[0]} describe ended with exit code {done.returncode}")
+        raise Unanswered(f"{describe[0]} describe ended with exit code {done.returncode}")
     try:
         state = json.loads(done.stdout)["state"]
         name = state["state"]

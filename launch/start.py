@@ -132,6 +132,11 @@ def _take(steps: Sequence[Step], is_dry_run: bool, say: Callable[[str], None]) -
 
 
 def _summary(plan: Plan) -> str:
+    if plan.train_hours is None:
+        return (
+            f"launch: {plan.run} on {plan.target}: {plan.seconds_per_step:.3g} s a step predicted; "
+            "hours and cost depend on the data (memory predicted, not measured)"
+        )
     price = "no price known" if plan.cost_usd is None else f"{plan.cost_usd:,.2f} USD"
     return (
         f"launch: {plan.run} on {plan.target}: {plan.train_hours:.1f} h and {price} predicted for "

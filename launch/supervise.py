@@ -249,11 +249,15 @@ def on_one_host(num_processes: int) -> Environments:
     return environments
 
 
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the options, for `launch.detach` too, which starts a supervisor in the background."""
     options = argparse.ArgumentParser(prog="python -m launch.supervise", description=__doc__)
     options.add_argument("--folder", type=Path, help="gets state.jsonl")
-    options.add_argument("--progress", type=Path, help="the run directory")
+    options.add_argument("--progress", type=_folder, help="the run directory; ~ is this home")
     options.add_argument("--processes", type=int, default=1, help="on this host, one group")
     options.add_argument("--restarts", type=int, default=RESTARTS, help="without a new step")
     options.add_argument("--grace-s", type=float, default=GRACE_S)

@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--jsonl", metavar="URI", help="write the documents as JSONL here, too")
     prepare.add_argument("--tokenizer", required=True, help="checkpoint, file, or a known name")
     prepare.add_argument("--eval-fraction", type=float, default=0.05, help="share held out")
+    prepare.add_argument(
+        "--max-examples-per-document", type=int, help="rows of JSONL that may name one document"
+    )
     prepare.add_argument("--name", help="what the source is called")
     train = _verb(verbs, "train", _train, "train as a config says; goes on by itself")
     _config(train)
@@ -197,6 +200,7 @@ def _prepare(options: argparse.Namespace) -> int:
         tokenizer=tokenizers.load_tokenizer(options.tokenizer),
         name=options.name,
         eval_fraction=options.eval_fraction,
+        max_examples_per_document=options.max_examples_per_document,
         jsonl=options.jsonl,
     )
     print(json.dumps(summary, indent=2))

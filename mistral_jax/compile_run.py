@@ -65,6 +65,8 @@ def compile_run(
     topology = check_target(target)
     decoder = artifact.resolve_decoder(run.model)
     plan = plan_lib.resolve(run, target, decoder=decoder)
+    if run.optimizer.max_steps is None:
+        run = run.with_steps(1)  # a constant of the schedule; the step is the same program
     mesh = sharding.make_mesh(plan.mesh, _devices(target, topology))
     runtime = job.runtime_of(run, plan)
     definition = definition_lib.define(

@@ -191,6 +191,9 @@ def group() -> Iterator[None]:
         yield
         return
     try:
+        # gloo gives the first meeting 30 s and later ones no limit: all meet before one of them
+        # works while the others wait (on_main), which may take it long.
+        gather(None)
         yield
     except (RuntimeError, ValueError, OSError) as error:
         if getattr(error, AGREED, False):

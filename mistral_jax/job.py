@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
 from launch import plan as plan_lib
 from launch import target as target_lib
@@ -161,6 +162,7 @@ class _Job:
         say: Callable[[str], None],
     ) -> None:
         self.run_config, self.plan, self.tokenizer = run, plan, tokenizer
+        self.asked_config = run  # as the user has it; run_config gets its steps from the data
         self.directory, self.say = directory, say
         devices = jax.devices()[: plan.num_devices]
         self.mesh = sharding.make_mesh(plan.mesh, devices)
@@ -178,10 +180,9 @@ class _Job:
         self.weights_path = None
         if run.model.weights is not None:
             self.weights_path = distributed.everywhere(self._checked_weights)
-        self.optimizer = optimizers.make_optimizer(run.optimizer)
+        self.optimizer = self._make_optimizer()
         self.abstract = artifact.abstract_state(self.definition, run, self.mesh)
         if plan.offload == "optimizer":
-            self.optimizer = optimizers.with_state_on_host(self.optimizer)
             self.abstract = state_lib.on_host(self.abstract)
         self.state_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         checkpoints = directory / artifact.CHECKPOINTS
@@ -196,6 +197,10 @@ class _Job:
             say=say,
         )
         self.checkpointer = checkpoint.Checkpointer(checkpoints, run.checkpoint)
+
+    def _make_optimizer(self) -> optax.GradientTransformation:
+        made = optimizers.make_optimizer(self.run_config.optimizer)
+        return optimizers.with_state_on_host(made) if self.plan.offload == "optimizer" else made
 
     def _checked_weights(self) -> Path:
         path = locate.local_path(self.run_config.model.weights)  # pyright: ignore[reportArgumentType]
@@ -213,6 +218,7 @@ class _Job:
                 self.run_config, self.data, state=saved_data, mesh=self.mesh
             )
         )
+        distributed.everywhere(lambda: self._settle_length(stream))
         weights_digest = manifest.weights_digest(self.weights_path)
         run_checks.check_same_weights(weights_digest)
         if restored is None:
@@ -230,12 +236,23 @@ class _Job:
                 eval_history=() if restored is None else restored.record["eval_history"],
             )
 
+    def _settle_length(self, stream: Any) -> None:
+        """Turn epochs into steps, which the schedule, the plan and the manifest need."""
+        epochs = self.run_config.data.epochs
+        if epochs is None:
+            return
+        num_steps = stream.num_steps(epochs)
+        self.say(f"epochs: {epochs:g}; steps: {num_steps:,}")
+        self.run_config = self.run_config.with_steps(num_steps)
+        self.plan = self.plan.with_steps(num_steps)
+        self.optimizer = self._make_optimizer()  # its schedule asks for the last step
+
     def _writer(self, start_step: int) -> contextlib.AbstractContextManager[metrics.Writer]:
         if not distributed.is_main():
             return contextlib.nullcontext(metrics.Silent())
         return metrics.MetricsWriter(
             self.directory,
-            total_steps=self.run_config.optimizer.max_steps,
+            total_steps=self.run_config.optimizer.num_steps,
             resume_step=start_step,
         )
 
@@ -246,12 +263,13 @@ class _Job:
             weights_digest=weights_digest,
             plan=plan,
             has_dropout=run.adapter.kind != "none" and run.adapter.dropout > 0,
+            num_steps=run.optimizer.num_steps,
         )
         if differences:
             shown = "; ".join(differences)
             self.say(f"not as the run began, so that sums may round otherwise: {shown}")
         run_directory.record_resume(self.directory, step, differences)
-        self.say(f"going on at step {step} of {run.optimizer.max_steps}")
+        self.say(f"going on at step {step} of {run.optimizer.num_steps}")
 
     def _parts(self, stream: Any, writer: metrics.Writer) -> loop.Parts:
         run, plan = self.run_config, self.plan
@@ -308,7 +326,7 @@ class _Job:
         trained = self.definition.num_parameters(self.definition.trainable_paths())
         total = self.definition.num_parameters()
         self.say(f"parameters: {total:,}; trained: {trained:,} ({trained / total:.3%})")
-        run = self.run_config
+        run = self.asked_config
         run_directory.write_config(self.directory, run)
         manifest.write(
             self.directory / run_directory.MANIFEST,
@@ -317,6 +335,7 @@ class _Job:
                 "name": run.name,
                 "config": run.model_dump(mode="json"),
                 "config_hash": run.science_hash(),
+                "max_steps": self.run_config.optimizer.num_steps,
                 "seed": run.seed,
                 "prng": str(jax.config.jax_default_prng_impl),
                 "threefry_partitionable": bool(jax.config.jax_threefry_partitionable),

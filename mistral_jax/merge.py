@@ -133,11 +133,12 @@ def _open_run(
     definition = definition_lib.define(artifact.resolve_decoder(run.model), adapter=adapter)
     fitting = definition_lib.define(reader.config, adapter=adapter)
     for name in definition.trainable_paths():
-        wanted, found = definition.shapes[name].shape, fitting.shapes[name].shape
-        if wanted != found:
+        wanted, found = definition.shapes[name].shape, fitting.shapes.get(name)
+        if found is None or wanted != found.shape:
+            room = "no such projection" if found is None else f"room for {found.shape}"
             raise ValueError(
                 f"the adapter of {folder} does not fit the base {path}: {name} is {wanted}, the "
-                f"base has room for {found}; merge it into {run.model.weights}"
+                f"base has {room}; merge it into {run.model.weights}"
             )
     _check_digest(folder, run_directory.recorded_base(folder), path)
     state = artifact.restore(folder, run, definition, sharding.single_device_mesh())

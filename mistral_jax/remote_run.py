@@ -6,8 +6,6 @@ come down first, and it goes on from there bit for bit. storage/mirror.py sends 
 
 import contextlib
 import fcntl
-import hashlib
-import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +19,6 @@ from mistral_jax.storage import mirror
 from mistral_jax.storage import owner
 from mistral_jax.storage import remote_folder
 from mistral_jax.storage import upload
-
-RUNS = "runs"
 
 
 def train[T](
@@ -65,7 +61,8 @@ def _kept(
     """
     uri = _beside(run.run_directory()) if fresh else run.run_directory().rstrip("/")
     folder = local_folder(uri)
-    with _held(folder, uri), owner.Owner(uri, owner.place_of(folder)) as owned:
+    place, wait_s = owner.place_of(folder), owner.wait_s()
+    with _held(folder, uri), owner.Owner(uri, place, wait_s=wait_s) as owned:
         there = remote_folder.look(uri)
         _fetch(run, there, folder, say)
         say(f"output: {uri}; here: {folder}")
@@ -96,9 +93,7 @@ def _check_shared(folder: Path) -> None:
 
 def local_folder(uri: str) -> Path:
     """Return the folder of this machine in which a run works whose output is a bucket."""
-    key = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
-    name = re.sub(r"[^\w.-]+", "-", uri.rstrip("/").rpartition("/")[2])[:60]
-    return cache.root() / RUNS / f"{name}-{key}"
+    return cache.run_folder(uri)
 
 
 def _beside(uri: str) -> str:

@@ -143,14 +143,26 @@ def recorded_base(directory: Path) -> str | None:
 
 
 def check_resume(
-    directory: Path, *, weights_digest: str | None, plan: dict[str, Any], has_dropout: bool
+    directory: Path,
+    *,
+    weights_digest: str | None,
+    plan: dict[str, Any],
+    has_dropout: bool,
+    num_steps: int,
 ) -> list[str]:
     """Compare what a run began with; return the differences that change no more than rounding.
 
     Raises:
-        ResumeRefused: the base weights are others, or dropout would be drawn in other rows.
+        ResumeRefused: the base weights are others, the data makes another number of steps, or
+            dropout would be drawn in other rows.
     """
     began = _read_json(directory / MANIFEST)
+    if began.get("max_steps", num_steps) != num_steps:
+        raise ResumeRefused(
+            f"{directory}: data.epochs made {began['max_steps']} steps when the run began and "
+            f"makes {num_steps} now; put the data and the version back that it began with, or "
+            "start beside it with fresh=true"
+        )
     if began["start_checkpoint_digest"] != weights_digest:
         raise ResumeRefused(
             f"{directory}: the base weights are not those that the run began with: "

@@ -29,6 +29,7 @@ TINY = [
     f"optimizer.max_steps={NUM_STEPS}", "optimizer.warmup_steps=1", "evaluate.every_steps=2",
     "evaluate.max_rows=4", "checkpoint.every_steps=2", "checkpoint.keep_last=3",
 ]  # fmt: skip
+EPOCHS = ("optimizer.max_steps=null", "data.epochs=0.5")
 
 
 def train(
@@ -94,6 +95,47 @@ def test_stopped_run_goes_on_with_the_same_bits(whole: Path, stopped: Path) -> N
     assert hex_losses(stopped) == hex_losses(whole / "run")
 
 
+@pytest.fixture(scope="module")
+def by_epochs(whole: Path) -> Path:
+    """Return a finished run of half an epoch."""
+    train(whole, *EPOCHS, f"output={whole}/epochs")
+    return whole / "epochs"
+
+
+def test_epochs_become_steps_that_schedule_plan_and_manifest_know(
+    whole: Path, by_epochs: Path
+) -> None:
+    manifest = json.loads((by_epochs / "manifest.json").read_text())
+    steps = manifest["max_steps"]
+    run = load.load_run(by_epochs / "config.yaml")
+    assert (run.data.epochs, run.optimizer.max_steps) == (0.5, None)
+    assert run.science_hash() == manifest["config_hash"]
+    assert json.loads((by_epochs / "plan.json").read_text())["max_steps"] == steps
+    assert sorted(hex_losses(by_epochs)) == list(range(1, steps + 1))
+    result, _ = train(whole, f"optimizer.max_steps={steps}", f"output={whole}/steps")
+    assert result.step == steps
+    assert hex_losses(whole / "steps") == hex_losses(by_epochs)
+
+
+def test_a_stopped_run_of_epochs_goes_on_to_the_same_step(
+    whole: Path, by_epochs: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(by_epochs, tmp_path / "run"))
+    steps = json.loads((run / "manifest.json").read_text())["max_steps"]
+    shutil.rmtree(run / "checkpoints" / str(steps))
+    (run / "measured.json").unlink()
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    result, said = train(whole, *EPOCHS, f"output={run}")
+    assert (result.reason, result.step) == ("done", steps)
+    assert any(line.endswith(f" of {steps}") for line in said)
+    assert hex_losses(run) == hex_losses(by_epochs)
+    began = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**began, "max_steps": steps + 1}))
+    told = f"data.epochs made {steps + 1} steps when the run began and makes {steps} now"
+    with pytest.raises(run_directory.ResumeRefused, match=told):
+        train(whole, *EPOCHS, f"output={other}")
+
+
 def test_another_plan_is_said_and_recorded_and_refused_where_dropout_draws_by_it(
     whole: Path, stopped: Path, tmp_path: Path
 ) -> None:
@@ -110,7 +152,9 @@ def test_another_plan_is_said_and_recorded_and_refused_where_dropout_draws_by_it
     assert record["versions"]["jax"] == jax.__version__
     plan = {**json.loads((stopped / "plan.json").read_text()), "accumulation": 2}
     with pytest.raises(run_directory.ResumeRefused, match="micro_batch_sequences: 2") as caught:
-        run_directory.check_resume(stopped, weights_digest=None, plan=plan, has_dropout=True)
+        run_directory.check_resume(
+            stopped, weights_digest=None, plan=plan, has_dropout=True, num_steps=NUM_STEPS
+        )
     assert caught.value.exit_code == 3
 
 

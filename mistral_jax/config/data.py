@@ -45,6 +45,12 @@ class DataConfig(Node):
     `train` and `eval` take a path or a list of weighted sources. `eval_fraction` of the documents
     of `train` are held out, chosen by a hash of their text; `eval` names further sources that the
     run only looks at.
+
+    Attributes:
+        max_examples_per_document: rows of `train`'s JSONL that are kept of those made from one
+            document.
+        epochs: how often the run goes through `train`, in place of optimizer.max_steps. A pass
+            ends where the source that runs out first, against its weight, has run through once.
     """
 
     train: str | tuple[Source, ...]
@@ -56,5 +62,7 @@ class DataConfig(Node):
     packing: Packing = BestFitPacking()
     shuffle: bool = True
     max_documents: Count | None = None
+    max_examples_per_document: Count | None = None
+    epochs: Positive | None = None
     prefetch_batches: NonNegativeInt = 2
     worker_count: NonNegativeInt = 0

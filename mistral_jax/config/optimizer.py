@@ -68,16 +68,23 @@ class _Shared(Node):
     Attributes:
         b_learning_rate_ratio: how many times the learning rate the B of low-rank adapters gets
             (LoRA+, arXiv:2402.12354, which takes 16); 1 is plain LoRA.
+        max_steps: of the run; None where data.epochs says how long it is, until the data is open.
     """
 
     kind: str
     learning_rate: Positive
     b_learning_rate_ratio: Positive = 1.0
     warmup_steps: NonNegativeInt = 0
-    max_steps: Count
+    max_steps: Count | None = None
     schedule: Schedule = CosineSchedule()
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive | None = 1.0
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of a run whose length is settled."""
+        assert self.max_steps is not None, "RunConfig.with_steps sets them"
+        return self.max_steps
 
 
 class _WithMoments(_Shared):

@@ -27,6 +27,8 @@ from mistral_jax.config.stage import Stage
 NON_SCIENCE_FIELDS = frozenset({"output", "evaluate", "checkpoint"})
 STOPPING_FIELDS = ("stop", "every_steps", "max_rows")
 NON_SCIENCE_DATA_FIELDS = frozenset({"prefetch_batches", "worker_count"})
+# Left out where they are null, so that runs from before they were known keep their hash.
+LATER_DATA_FIELDS = frozenset({"max_examples_per_document", "epochs"})
 
 
 class Precision(Node):
@@ -63,6 +65,17 @@ class RunConfig(Node):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
+    def _check_length(self) -> "RunConfig":
+        steps, epochs = self.optimizer.max_steps, self.data.epochs
+        if (steps is None) == (epochs is None):
+            got = "neither" if steps is None else f"{steps} steps and {epochs:g} epochs"
+            raise ValueError(
+                "expected exactly one of optimizer.max_steps and data.epochs, got "
+                f"{got}; set one, and leave the other out or null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ratio_has_an_adapter(self) -> "RunConfig":
         ratio = self.optimizer.b_learning_rate_ratio
         if ratio != 1 and self.adapter.kind == "none":
@@ -90,11 +103,17 @@ class RunConfig(Node):
             name: value
             for name, value in kept["data"].items()
             if name not in NON_SCIENCE_DATA_FIELDS
+            and not (name in LATER_DATA_FIELDS and value is None)
         }
         stop = fields["evaluate"]["stop"]
         if stop is not None:  # these decide where the run ends
             kept["evaluate"] = {name: fields["evaluate"][name] for name in STOPPING_FIELDS}
         return kept
+
+    def with_steps(self, num_steps: int) -> "RunConfig":
+        """Return the run with its length settled: what trains, not what identifies it."""
+        optimizer = self.optimizer.model_copy(update={"max_steps": num_steps})
+        return self.model_copy(update={"optimizer": optimizer})
 
     def science_hash(self) -> str:
         """Return the sha256, in hex, of the science fields in canonical JSON."""

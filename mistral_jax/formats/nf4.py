@@ -33,8 +33,8 @@ NF4 = np.array(
 )  # fmt: skip
 # A value on the border of two codes takes the lower.
 NF4_BORDERS = ((NF4[:-1].astype(np.float64) + NF4[1:]) / 2).astype(np.float32)
-# Blocks and rows of zeros are divided by these.
-SMALLEST = np.float32(1e-38)
+# Blocks and rows of zeros are divided by these. Normal numbers: XLA takes smaller ones for 0.
+SMALLEST = np.finfo(np.float32).tiny
 SMALLEST_ROW = np.float32(1e-36)
 # Numbers that one thread works on at a time: their float32 copies stay in its cache.
 CHUNK = 1 << 16

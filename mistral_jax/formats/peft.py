@@ -39,6 +39,8 @@ PEFT_NAMES = {
 # Mixtral's, of an expert.
 EXPERT_NAMES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 BASE_DIGEST = "base_digest"
+# What PEFT starts an adapter as, where the base stays as it is.
+PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 # PEFT before 0.9 called the magnitude so.
 _OLD_MAGNITUDE = ".weight"
 
@@ -124,8 +126,11 @@ class AdapterFile:
             fields.refuse_unless(name, (False,))
         stacked = peft_experts.targets(fields)
         patterns = () if stacked else ("rank_pattern", "alpha_pattern")
-        for name in ("modules_to_save", "layers_to_transform", *patterns):
+        elsewhere = ("modules_to_save", "layers_to_transform", "alora_invocation_tokens")
+        for name in (*elsewhere, *patterns):
             fields.refuse_unless(name, ([], {}))
+        # PiSSA, OLoRA, CorDA and LoftQ stand on a base that they changed.
+        fields.refuse_unless("init_lora_weights", PLAIN_STARTS)
         is_pickled = (self.folder / PICKLED_NAME).is_file()
         if is_pickled and not (self.folder / WEIGHTS_NAME).exists():
             raise ValueError(pickles.refusal(str(self.folder), PICKLED_NAME, is_transformers=False))

@@ -1,6 +1,7 @@
 """Checkpoints and run directories, from headers and logs."""
 
 import collections
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def show_run(folder: Path, num_rows: int, tokenizer: str | None, console: Consol
         "model": table.one_line(run.model.model_dump(mode="json")),
         "adapter": table.one_line(run.adapter.model_dump(mode="json")),
         "data": _data_line(run),
-        "step": f"{last_step} of {run.optimizer.max_steps}",
+        "step": f"{last_step} of {_num_steps(folder, run)}",
         "losses": _loss_line(log.steps),
         **_held_out_lines(log.evals),
         "checkpoints": _checkpoint_line(folder / "checkpoints"),
@@ -118,6 +119,16 @@ def show_run(folder: Path, num_rows: int, tokenizer: str | None, console: Consol
     spelling = tokenizer or _tokenizer_of_run(run)
     for prepared in sorted(folder.glob(f"data/*/*/{sources.MANIFEST}")):
         documents.show_prepared(prepared.parent, num_rows, spelling, console)
+
+
+def _num_steps(folder: Path, run: run_config.RunConfig) -> int | str:
+    """Return the run's steps; where its data decides them, the manifest tells."""
+    if run.optimizer.max_steps is not None:
+        return run.optimizer.max_steps
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return f"those of {run.data.epochs:g} epochs"
+    return json.loads(path.read_text(encoding="utf-8"))["max_steps"]
 
 
 def _data_line(run: run_config.RunConfig) -> str:

@@ -1,6 +1,7 @@
 """What adapters start as: drawn low-rank pairs, and magnitudes that are the loaded base's norms."""
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
@@ -24,14 +25,18 @@ def start_adapters(
         mesh: where each shard goes.
     """
     paths = definition.trainable_paths()
-    params = definition_lib.initialise(definition, key, mesh, paths)
     magnitudes = [path for path in paths if path.endswith(lora.MAGNITUDE)]
+    # A drawn magnitude is the norm of a drawn kernel: with them the whole base would be drawn.
+    pairs = [path for path in paths if path not in magnitudes]
+    params = definition_lib.initialise(definition, key, mesh, pairs)
     if not magnitudes:
         return params
     shardings = definition.shardings(mesh)
 
     def norms(base: definition_lib.Params, params: definition_lib.Params) -> definition_lib.Params:
-        return attach.starting_magnitudes(definition.bind(base | params), magnitudes)
+        unknown = {path: jnp.zeros(definition.shapes[path].shape) for path in magnitudes}
+        model = definition.bind(base | params | unknown)
+        return attach.starting_magnitudes(model, magnitudes)
 
     with jax.set_mesh(mesh):
         targets = {path: shardings[path] for path in magnitudes}

@@ -23,6 +23,7 @@ from mistral_jax.nn import cache as kv_cache
 from mistral_jax.nn import context_parallel
 from mistral_jax.nn import layers
 from mistral_jax.nn import masks
+from mistral_jax.nn import quantised
 from mistral_jax.nn import rope
 
 # Of the norms inside the layer, in every published model; the config's is for the others.
@@ -157,7 +158,7 @@ class LatentAttention(nnx.Module):
                 "adapter.dropout on kv_b_proj does not work on a context axis, where latents are "
                 "expanded twice; set it to 0, or leave kv_b_proj out of adapter.target_modules"
             )
-        graph, state = nnx.split(self.kv_b_proj)
+        graph, state = nnx.split(self._plain_kv_b_proj())
         variables = {str(name): variable for (name,), variable in nnx.to_flat_state(state)}
 
         def expand(
@@ -176,6 +177,15 @@ class LatentAttention(nnx.Module):
             scale=self.scale,
             implementation=self.implementation,
         )  # fmt: skip
+
+    def _plain_kv_b_proj(self) -> layers.Linear:
+        """Return kv_b_proj with its kernel as numbers, of which `expand` has a gradient."""
+        if not isinstance(self.kv_b_proj.kernel, quantised.QuantisedKernel):
+            return self.kv_b_proj
+        plain = nnx.merge(*nnx.split(self.kv_b_proj))
+        axes = plain.kernel.get_metadata()["axes"]
+        plain.kernel = nnx.Param(plain.base_kernel(), axes=axes)
+        return plain
 
     def _absorbed(
         self,

@@ -19,7 +19,8 @@ FOLDER_VARIABLE = "MISTRAL_JAX_CACHE"
 LIMIT_VARIABLE = "MISTRAL_JAX_CACHE_GIB"
 DEFAULT_LIMIT_GIB = 512
 GIB = 1 << 30
-FETCHED = "fetched"
+FETCHED, RUNS = "fetched", "runs"
+USUAL = "~/.cache/mistral_jax/weights"
 DONE = ".complete"
 SPARE_BYTES = 1 << 28  # left free on the disk beside what is fetched
 
@@ -32,8 +33,15 @@ def root() -> Path:
     own = os.environ.get(FOLDER_VARIABLE)
     if own:
         return Path(own).expanduser()
-    general = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(general).expanduser() / "mistral_jax" / "weights"
+    general = os.environ.get("XDG_CACHE_HOME")
+    return Path(f"{general}/mistral_jax/weights" if general else USUAL).expanduser()
+
+
+def run_folder(uri: str) -> Path:
+    """Return the folder of this machine in which a run works whose output is a bucket."""
+    key = hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:16]
+    name = re.sub(r"[^\w.-]+", "-", uri.rstrip("/").rpartition("/")[2])[:60]
+    return root() / RUNS / f"{name}-{key}"
 
 
 def limit_bytes() -> int:

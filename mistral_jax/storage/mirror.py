@@ -114,7 +114,7 @@ class Mirror:
             return False
         path, uri = self._aside / str(step), self._step_uri(step)
         self._until_it_answers(self._owned.check)
-        self._until_it_answers(lambda: upload.replace(path, uri, before_list=self._owned.check))
+        self._until_it_answers(lambda: upload.replace(path, uri, check=self._owned.check))
         self._there.add(step)
         shutil.rmtree(path)
         self._clear()

@@ -20,6 +20,7 @@ from mistral_jax import storage
 from mistral_jax.storage import local
 
 HEARTBEAT_S, EXPIRY_S = 20.0, 120.0
+WAIT_VARIABLE, WAIT_POLL_S = "MISTRAL_JAX_OWNER_WAIT_S", 5.0
 FOLDER = ".owner"
 NAME = re.compile(r"(\d+)\.json")
 
@@ -43,10 +44,12 @@ class Owner:
         uri: the prefix.
         place: names the folder that the caller holds by a lock of this machine; an owner of the
             same place was a process that has ended.
+        wait_s: so long another owner is waited for, that may be dead: what starts a run again on
+            a new machine, within EXPIRY_S of a kill, sets it.
     """
 
-    def __init__(self, uri: str, place: str) -> None:
-        self.uri = uri.rstrip("/")
+    def __init__(self, uri: str, place: str, *, wait_s: float = 0.0) -> None:
+        self.uri, self._wait_s = uri.rstrip("/"), wait_s
         self._record = {
             "host": socket.gethostname(),
             "process": os.getpid(),
@@ -66,9 +69,7 @@ class Owner:
             InUse: another process is; the message says who, and how to take over.
             StorageError: the bucket does not let us write.
         """
-        former = self._numbers()
-        if former:
-            self._refuse_if_alive(max(former))
+        former = self._until_none_is_alive()
         self._number = max(former, default=0) + 1
         try:
             storage.write_bytes(self._name(self._number), self._content(), only_if_absent=True)
@@ -129,6 +130,20 @@ class Owner:
         found = (name.rpartition("/")[2] for name in listed)
         return [int(match[1]) for match in map(NAME.fullmatch, found) if match]
 
+    def _until_none_is_alive(self) -> list[int]:
+        """Return the numbers of former owners, once the newest has left, died or been removed."""
+        end = time.monotonic() + self._wait_s
+        while True:
+            former = self._numbers()
+            try:
+                if former:
+                    self._refuse_if_alive(max(former))
+                return former
+            except InUse:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(WAIT_POLL_S)
+
     def _refuse_if_alive(self, number: int) -> None:
         there = read(self._name(number))
         if there is None or there.get("released") or there.get("place") == self._record["place"]:
@@ -150,6 +165,21 @@ class Owner:
             f"{there.get('since')}; wait for it, or choose another output=. If it is dead, this "
             f"ends {EXPIRY_S:.0f} s after its last sign of life; at once with: {tool} {name}"
         )
+
+
+def wait_s() -> float:
+    """Return how long a run waits for a former owner.
+
+    Raises:
+        StorageError: the variable is not a number.
+    """
+    text = os.environ.get(WAIT_VARIABLE) or "0"
+    try:
+        return float(text)
+    except ValueError:
+        raise storage.StorageError(
+            f"{WAIT_VARIABLE}: expected a number of seconds, got {text!r}"
+        ) from None
 
 
 def read(uri: str) -> dict[str, Any] | None:

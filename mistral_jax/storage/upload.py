@@ -145,19 +145,20 @@ def publish(folder: Path, uri: str, *, say: Callable[[str], None] | None = None)
     _send_listed(folder, base, listed, say=say or _to_stderr)
 
 
-def replace(folder: Path, uri: str, *, before_list: Callable[[], None]) -> None:
+def replace(folder: Path, uri: str, *, check: Callable[[], None]) -> None:
     """Send a folder's files in the place of what an interrupted call left there.
 
     Args:
         folder: what is sent.
         uri: where to.
-        before_list: called when all has arrived, before the list says so.
+        check: called before each file, and before the list says that all has arrived; it raises
+            where another process has begun to write there, whose files may have the same names.
     """
     kind, base, listed = storage.storage_for(uri), uri.rstrip("/"), _listed(folder)
     known = {f"{base}/{name}" for name in (*listed, LIST_NAME)}
     for stray in [name for name in kind.list_files(base) if name not in known]:
         kind.delete(stray)
-    _send_listed(folder, base, listed, say=lambda line: None, before_list=before_list)
+    _send_listed(folder, base, listed, say=lambda line: None, check=check)
 
 
 def remove(uri: str) -> None:
@@ -184,14 +185,14 @@ def _send_listed(
     listed: Mapping[str, Any],
     *,
     say: Callable[[str], None],
-    before_list: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     kind = storage.storage_for(base)
     _write_list(base, listed, is_complete=False)
     for name, fields in listed.items():
+        check()
         send_file(folder / name, f"{base}/{name}", fields["sha256"], kind=kind, say=say)
-    if before_list is not None:
-        before_list()
+    check()
     _write_list(base, listed, is_complete=True)
 
 

@@ -147,7 +147,7 @@ class _Fit:
 
     def run(self, request: signals.StopRequest) -> Outcome:
         stop = signals.SharedStop(request)
-        max_steps = self.parts.run.optimizer.max_steps
+        max_steps = self.parts.run.optimizer.num_steps
         evaluate_every = self.parts.run.evaluate.every_steps
         save_every = self.parts.run.checkpoint.every_steps
         if self.step == 0:

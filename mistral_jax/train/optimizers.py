@@ -33,11 +33,11 @@ def learning_rate(config: optimizer_config.Optimizer) -> optax.Schedule:
     def decayed(step: Int[Array, ""]) -> Float[Array, ""]:
         match config.schedule:
             case optimizer_config.CosineSchedule(final_fraction=final):
-                progress = jnp.clip((step - warmup) / max(config.max_steps - warmup, 1), 0.0, 1.0)
+                progress = jnp.clip((step - warmup) / max(config.num_steps - warmup, 1), 0.0, 1.0)
                 return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
             case optimizer_config.WsdSchedule(decay_fraction=fraction, final_fraction=final):
-                steps_left = config.max_steps - step
-                decay_steps = max(fraction * config.max_steps, 1e-9)
+                steps_left = config.num_steps - step
+                decay_steps = max(fraction * config.num_steps, 1e-9)
                 return 1 - (1 - final) * jnp.clip(1 - steps_left / decay_steps, 0.0, 1.0)
             case optimizer_config.ConstantSchedule():
                 return jnp.float32(1.0)

@@ -147,6 +147,22 @@ def test_a_fresh_adapter_on_a_loaded_base_computes_what_the_base_does_and_merges
     np.testing.assert_allclose(logits_of(plain, merged), unmerged, atol=5e-5)
 
 
+def test_no_kernel_is_drawn_for_a_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its norm comes from the loaded base; a drawn one would need the whole base in float32."""
+    mesh, asked = sharding.single_device_mesh(), []
+    base = definition_lib.initialise(definition_lib.define(CONFIG), rng.seed_key(7), mesh)
+    initialise = definition_lib.initialise
+
+    def noting(definition, key, mesh, paths=None):
+        asked.extend(paths)
+        return initialise(definition, key, mesh, paths)
+
+    monkeypatch.setattr(definition_lib, "initialise", noting)
+    fresh = adapter_start.start_adapters(define(), base, rng.seed_key(0), mesh)
+    assert set(fresh) == set(define().trainable_paths())
+    assert asked and {path.rpartition("/")[2] for path in asked} == {lora.A, lora.B}
+
+
 def test_seven_modules_of_mistral_7b_have_1376256_magnitudes() -> None:
     shape = presets.PRESETS["mistral_7b_v0_3"]
     definition = definition_lib.define(shape, adapter=settings(rank=16))

@@ -79,3 +79,34 @@ def test_a_quantised_base_needs_an_adapter(kind):
     assert run.science_hash() != digest(adapter)
     with pytest.raises(ValueError, match=f"precision.frozen is {kind}, but without an adapter"):
         load.load_run(DENSE, [f"precision.frozen={kind}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "got"),
+    [
+        (["optimizer.max_steps=null"], "neither"),
+        (["data.epochs=3"], "200 steps and 3 epochs"),
+    ],
+)
+def test_a_run_is_as_long_as_its_steps_or_its_epochs_say(overrides, got):
+    told = f"exactly one of optimizer.max_steps and data.epochs, got {got}"
+    with pytest.raises(load.ConfigError, match=told):
+        load.load_run(DENSE, overrides)
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "three", ".inf", "true"])
+def test_epochs_are_a_number_above_zero(epochs):
+    with pytest.raises(load.ConfigError, match=r"data\.epochs: should be"):
+        load.load_run(DENSE, ["optimizer.max_steps=null", f"data.epochs={epochs}"])
+
+
+def test_epochs_and_the_cap_are_science_and_null_is_as_before_they_were_known():
+    by_epochs = ["optimizer.max_steps=null", "data.epochs=3"]
+    assert len({digest(), digest(*by_epochs), digest(*by_epochs, "data.epochs=2.5")}) == 3
+    assert digest("data.max_examples_per_document=20") != digest()
+    assert (
+        not {"epochs", "max_examples_per_document"} & load.load_run(DENSE).science()["data"].keys()
+    )
+    run = load.load_run(DENSE, by_epochs)
+    assert run.with_steps(7).optimizer.num_steps == 7
+    assert run.optimizer.max_steps is None

@@ -1,5 +1,6 @@
 """Batches against a slow builder; resume, hosts, workers, refused resumes, held-out rows."""
 
+import decimal
 import itertools
 import json
 from pathlib import Path
@@ -281,3 +282,30 @@ def test_records_come_back(token_bytes, mask):
 def test_a_token_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"0\.\.65535, got 3\.\.65536"):
         records.encode_record(np.array([3, 65536]), None, "a", token_bytes=2)
+
+
+@pytest.mark.parametrize("packing", [BestFitPacking(block_rows=16), NoPacking(block_rows=16)])
+def test_an_epoch_ends_where_the_first_source_has_been_read_once(opened, packing):
+    # a has 1.5 times the documents of b and twice its weight: it runs out first.
+    stream = batches.train_batches(opened, config(packing=packing, global_batch_sequences=1), 3)
+    num_rows = stream.num_steps(1)
+    pieces = stream._rows.order.pieces(0, num_rows)
+    first = pieces.document[(pieces.source == 0) & (pieces.start == 0)]
+    assert sorted(first) == list(range(len(opened[0])))
+    after = stream._rows.order.pieces(num_rows, num_rows + 40)
+    assert 0 in after.source
+    second = pieces.document[(pieces.source == 1) & (pieces.start == 0)]
+    assert len(set(second)) == len(second) < len(opened[1])
+
+
+def test_steps_of_epochs_are_rounded_up_and_need_no_anchor(opened):
+    one = batches.train_batches(opened, config(global_batch_sequences=1), 3)
+    num_rows = one.num_steps(1)
+    for epochs in (0.001, 0.1, 1, 2.5, 3):
+        for batch_rows in (1, 7, 8):
+            stream = batches.train_batches(opened, config(global_batch_sequences=batch_rows), 3)
+            stream.set_state({**stream.get_state(), "next_step": 20})
+            exact = decimal.Decimal(str(epochs)) * num_rows / batch_rows
+            assert stream.num_steps(epochs) == max(1, int(exact.to_integral_value("ROUND_CEILING")))
+    tenth = batches.train_batches(opened, config(global_batch_sequences=num_rows), 3)
+    assert tenth.num_steps(0.1) == 1

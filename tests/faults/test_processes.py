@@ -1,6 +1,7 @@
 """Groups of processes of which one is killed, stopped, or asked to end."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -104,6 +105,31 @@ def test_sigterm_to_one_process_stops_all_at_one_saved_step(four) -> None:
     assert not (four.folder / "asked" / "report.html").exists()
     assert four.train("asked", four.target(4), 4, 1) == four.losses("whole")
     assert f"going on at step {step} of {NUM_STEPS}" in four.said(0)
+
+
+def test_others_wait_for_what_takes_process_0_long(tmp_path: Path) -> None:
+    """As a checkpoint that comes from a bucket, or documents that are prepared."""
+    code = """
+import time
+from mistral_jax import distributed
+with distributed.group():
+    print(distributed.on_main(lambda: time.sleep(35) or "done"))
+"""
+    shared = {
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(processes.ROOT),
+        **supervise.on_one_host(2)(1)[0],
+    }  # fmt: skip
+    group = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **shared, "MISTRAL_JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=processes.LONGEST_S)[0] for process in group]
+    assert [process.returncode for process in group] == [0, 0], said
+    assert all(text.splitlines()[-1] == "done" for text in said), said
 
 
 @pytest.mark.parametrize("victim", [0, 1])

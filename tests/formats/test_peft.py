@@ -85,6 +85,8 @@ def test_the_config_says_what_peft_asks_for(tmp_path: Path) -> None:
         ({"bias": "all"}, "bias"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
         ({"target_modules": ["c_attn"]}, "c_attn"),
         ({"target_modules": "q_.*"}, "target_modules"),

@@ -160,6 +160,31 @@ def test_a_spot_instance_is_ended_and_not_stopped(open_account, quick):
     assert ec2.find(made) is None
 
 
+def test_what_is_stopped_and_what_is_ended_ec2_tells_and_not_the_config(open_account, quick):
+    """`--stop` may be typed without launcher.market=spot, or with it for another instance."""
+    on_demand, spot = request(), request(market="spot", max_usd_per_hour=1e6)
+    ec2.start_instance(on_demand, print)
+    ec2.stop(spot, print)
+    assert ec2.find(on_demand).state == "stopped"  # its disk holds the run
+    open_account.terminate_instances(InstanceIds=[ec2.find(on_demand).name])
+    ec2.start_instance(spot, print)
+    ec2.stop(on_demand, print)
+    assert ec2.find(spot) is None  # one that cannot be stopped
+
+
+def test_a_stop_that_finds_nothing_names_what_other_runs_have_running(open_account, quick):
+    """With an override less, or a config that was edited since, it is another run."""
+    made, said = request(), []
+    name = ec2.start_instance(made, print).name
+    run = load.load_run(CONFIG, ["seed=5"])
+    other = dataclasses.replace(made, run=run, folder=commands.launch_folder(run))
+    ec2.stop(other, said.append)
+    assert "no instance of" in said[0]
+    assert f"{name} of another run is running" in said[1]
+    assert said[1].endswith(f"aws ec2 stop-instances --instance-ids {name}")
+    assert ec2.find(made).state == "running"
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

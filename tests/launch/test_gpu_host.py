@@ -15,9 +15,11 @@ from launch import bundle
 from launch import commands
 from launch import gpu_host
 from launch import plan as plan_lib
+from launch import supervise
 from launch import target as target_lib
 from launch.commands import Command
 from launch.commands import Request
+from mistral_jax import remote_run
 from mistral_jax.config import load
 from tests.launch import fake_host
 from tests.launch import hostile
@@ -86,14 +88,31 @@ def test_the_lock_is_none_on_a_cpu_and_the_drivers_choice_on_a_gpu(few_files):
     assert far_words(argvs(made)[3])[-2:] == ["setup", "auto"]
 
 
-def test_a_store_in_the_config_brings_its_clients(few_files):
+def test_a_store_in_the_config_brings_its_clients(few_files, monkeypatch):
+    for name in ("MISTRAL_JAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
     run = load.load_run(CONFIG, ["data.train=s3://bucket/train.jsonl", "output=s3://bucket/out"])
     made = argvs(gpu_host.steps(request(run=run)))
     setup = next(argv for argv in made if "setup" in argv[-1])
     assert far_words(setup)[-3:] == ["setup", "none", "data"]
     assert not any("send s3" in step.purpose for step in gpu_host.steps(request(run=run)))
+    # The supervisor counts crashes anew after each step, which it sees where the run works.
+    start = next(far_words(argv) for argv in made if "launch.detach start" in argv[-1])
+    options, _ = supervise.parser().parse_known_args(start[start.index("--folder") :])
+    assert options.progress == remote_run.local_folder("s3://bucket/out")
     # The bucket has the results; what launch itself wrote is fetched.
     assert made[-1][-2].endswith(f":mistral_jax/{commands.launch_folder(run).parent}/")
+
+
+def test_fetched_results_that_git_does_not_ignore_are_not_sent_back(monkeypatch):
+    """They are older than what the run on the host has written since."""
+    names = ("run", "models/x/metrics.jsonl", "models/x/checkpoints/2/a", "models/xy.yaml")
+    monkeypatch.setattr(bundle, "project_files", lambda root: [Path(name) for name in names])
+    made = request(run=load.load_run(CONFIG, ["output=models/x/"]), overrides=["output=models/x/"])
+    listing = gpu_host.steps(made)[0]
+    assert listing.content.splitlines() == ["run", "models/xy.yaml"]
+    here = request(run=load.load_run(CONFIG, ["output=."]), overrides=["output=."])
+    assert gpu_host.steps(here)[0].content.splitlines() == list(names)
 
 
 def test_inputs_go_to_the_same_place_below_home_or_project(few_files, tmp_path, monkeypatch):

@@ -182,7 +182,10 @@ def test_a_slice_gets_its_nodes_chips_and_place(asked):
     assert container["resources"] == {
         "requests": {"google.com/tpu": 4}, "limits": {"google.com/tpu": 4},
     }  # fmt: skip
-    assert container["env"] == [{"name": "MISTRAL_JAX_DISTRIBUTED", "value": "auto"}]
+    assert container["env"] == [
+        {"name": "MISTRAL_JAX_OWNER_WAIT_S", "value": "180"},  # longer than a dead owner counts
+        {"name": "MISTRAL_JAX_DISTRIBUTED", "value": "auto"},
+    ]
     assert container["command"] == [
         "./run", "train", "/launch/config.yaml", "--target", "/launch/target.yaml",
     ]  # fmt: skip

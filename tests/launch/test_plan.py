@@ -205,6 +205,24 @@ def test_same_config_runs_on_one_gpu_and_on_a_slice_and_on_a_pod():
     assert [p.data_parallel for p in (gpu, slice_, pod)] == [1, 16, 1024]
 
 
+def test_what_epochs_cost_is_known_with_the_data():
+    made = planned("mistral_7b/lora_instruct", "g5_2xlarge")
+    unknown = (made.max_steps, made.tokens, made.train_hours, made.cost_usd)
+    assert unknown == (None, None, None, None)
+    assert made.seconds_per_step > 0
+    console = Console(file=io.StringIO(), width=120)
+    console.print(plan_table.plan_table(made))
+    shown = console.file.getvalue()
+    assert "steps and hours depend on the data" in shown
+    assert f"depends on the data; {made.price_usd_per_hour:,.2f} USD an hour" in shown
+    by_steps = ("data.epochs=null", "optimizer.max_steps=3000")
+    settled = planned("mistral_7b/lora_instruct", "g5_2xlarge", *by_steps)
+    assert settled.cost_usd > 0
+    assert made.with_steps(3000).model_dump(exclude={"science_hash"}) == settled.model_dump(
+        exclude={"science_hash"}
+    )
+
+
 def test_lora_counts_of_mistral_7b():
     made = planned("mistral_7b/lora", "g5_2xlarge")
     assert (made.parameters, made.trainable_parameters) == (7_248_023_552, 41_943_040)

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipelines import prepare
 from launch import checks_output
+from launch import commands
 from mistral_jax import storage
 from mistral_jax import tokenizers
 from mistral_jax.config import load
@@ -104,6 +105,17 @@ def test_a_prepared_folder_must_be_whole(place):
     assert str(shard) in fails("training data", seen).detail
     shard.unlink()
     assert "it is not there" in fails("training data", seen).detail
+
+
+def test_a_prepared_folder_must_be_of_the_runs_cap(place):
+    folder = prepared("base")
+    answer = fails(
+        "training data", context(f"data.train={folder}", "data.max_examples_per_document=20")
+    )
+    assert "prepared with max_examples_per_document None, the run's is 20" in answer.detail
+    assert answer.fix.endswith("--max-examples-per-document 20")
+    looked_at = context(f"data.eval={folder}", "data.max_examples_per_document=20")
+    passes("held-out data", looked_at)
 
 
 def test_a_half_copied_dataset_is_refused_by_its_list(place):
@@ -228,6 +240,21 @@ def test_an_output_that_is_held_or_cannot_be_written_is_refused(place):
         passes("output in use", context("output=out"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "trains in out now" in fails("output in use", context("output=out")).detail
+
+
+def test_a_run_that_is_under_way_itself_is_no_reason_to_refuse_an_attaching_launch(
+    place, monkeypatch
+):
+    monkeypatch.setattr(commands, "ROOT", Path.cwd())
+    folder = commands.launch_folder(context("output=out").run)
+    for made in (folder, Path("out")):
+        made.mkdir(parents=True)
+    with Path("out/.train.lock").open("a") as train, (folder / "lock").open("a") as supervisor:
+        fcntl.flock(train, fcntl.LOCK_EX)
+        fails("output in use", context("output=out"))
+        fcntl.flock(supervisor, fcntl.LOCK_EX)
+        assert "attaches" in passes("output in use", context("output=out")).detail
+        fails("output in use", context("output=out", "seed=8"))  # of another run it is
 
 
 def test_checkpoints_need_their_disk(place, monkeypatch):

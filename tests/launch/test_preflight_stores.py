@@ -193,6 +193,9 @@ def test_a_living_owner_of_the_output_is_refused_and_a_dead_one_not(store):
     store.put(name, json.dumps(record).encode())
     answer = fails("output's owner", context(OUTPUT))
     assert "process 7 on gpu1" in answer.detail and answer.fix == f"aws s3 rm s3://{name}"
+    # From where a launch is typed it may be this very run, to which the launch attaches.
+    far = fails("output's owner", context(OUTPUT, target="g5_2xlarge"), status="warning")
+    assert "process 7 on gpu1" in far.detail and "attaches" in far.detail
     store.objects[name] = store.objects[name]._replace(modified_s=time.time() - 3600)
     passes("output's owner", context(OUTPUT))
     store.put(name, json.dumps(record | {"released": True}).encode())

@@ -30,6 +30,26 @@ def test_the_line_of_a_host_names_what_has_to_be_equal(tmp_path: Path):
     assert versions.line(archive) != line
 
 
+def test_a_wait_outlasts_a_gcloud_that_fails_for_a_while(tmp_path: Path, capsys, monkeypatch):
+    """A slice that comes while nobody waits is paid, and nothing runs on it."""
+    code = """
+import pathlib, sys
+told = pathlib.Path(sys.argv[-1])
+count = len(told.read_text()) if told.exists() else 0
+told.write_text("x" * (count + 1))
+if count in (1, 2):
+    sys.exit("ERROR: (gcloud) There was a problem refreshing your current auth tokens")
+print('{"state": {"state": "%s"}}' % ("ACTIVE" if count > 2 else "ACCEPTED"))
+"""
+    argv = [sys.executable, "-c", code, "x", "x", "slice", str(tmp_path / "told")]
+    assert queued_resource.main(["wait", "--poll-s", "0", "--", *argv]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("asking again") == 2 and "auth tokens" in said.err
+    (tmp_path / "told").unlink()
+    monkeypatch.setattr(queued_resource, "PATIENCE_S", -1.0)
+    assert queued_resource.main(["wait", "--poll-s", "0", "--", *argv]) == 1
+
+
 def test_answers_that_cannot_be_used_are_told(capsys):
     def run(code):
         argv = [sys.executable, "-c", code, "x", "x", "slice"]

@@ -194,6 +194,22 @@ def test_a_job_that_is_there_is_not_submitted_again(cloud, capfd, tmp_path):
     assert cloud.calls("sbatch") == []
 
 
+def test_a_squeue_that_does_not_answer_submits_no_second_job(cloud, capfd, tmp_path, monkeypatch):
+    (tmp_path / "job").write_text("77\n")
+    busy = tmp_path / "bin"
+    busy.mkdir()
+    (busy / "squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out on send/recv' >&2\nexit 1\n"
+    )
+    (busy / "squeue").chmod(0o755)
+    submit = ["submit", "--folder", str(tmp_path), "--", "sbatch", "--parsable", "x"]
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{busy}:{os.environ['PATH']}")
+        assert follow_slurm.main(submit) == 1
+    assert "Socket timed out" in capfd.readouterr().err
+    assert cloud.calls("sbatch") == [] and (tmp_path / "job").read_text() == "77\n"
+
+
 def test_a_job_that_vanishes_is_told(cloud, capfd, tmp_path):
     (tmp_path / "job").write_text("78\n")
     (tmp_path / "job-78.log").write_text("last words\n")

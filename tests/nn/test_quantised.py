@@ -64,6 +64,15 @@ def test_kernels_quantised_on_the_device_are_those_of_the_host(kind, stack):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_zeros_stay_zeros_on_the_device(kind):
+    array = kernel()
+    array[:64], array[:, 3] = 0, 0
+    found = quantised.quantise(jnp.asarray(array), kind).dequantise(np.dtype(np.float32))
+    assert not np.any(np.asarray(found)[array == 0])
+    np.testing.assert_allclose(found, quantised.to_host(vars(packed(kind, array))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(jnp.bfloat16)], ids=str)
 def test_product_and_its_gradient_are_those_of_the_dequantised_kernel(kind, dtype):
     codes, x = packed(kind), jnp.asarray(kernel((2, 5, 192), 1), dtype)

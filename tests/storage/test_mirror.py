@@ -190,6 +190,25 @@ def test_who_lost_the_output_sends_nothing_more(store, tmp_path, said):
             assert set(store.objects) == before
 
 
+def test_who_loses_the_output_within_a_step_leaves_the_new_owners_files(store, tmp_path):
+    """A machine that slept meanwhile: both write step 2, under the same names."""
+    begin(tmp_path / "run")
+    save(tmp_path / "run", 2)
+    theirs = "bucket/models/x/checkpoints/2/state/a"
+    is_lost = False
+
+    def check() -> None:
+        nonlocal is_lost
+        if is_lost:
+            raise owner.Lost("taken over")
+        is_lost = True  # from now on, while the first file is sent
+        store.put(theirs, b"theirs")
+
+    with pytest.raises(owner.Lost):
+        upload.replace(tmp_path / "run" / "checkpoints" / "2", f"{URI}/checkpoints/2", check=check)
+    assert store.objects[theirs].raw == b"theirs"
+
+
 def test_an_upload_that_a_kill_cut_off_is_no_step_and_goes_on(store, tmp_path, said):
     folder = tmp_path / "run"
     begin(folder)

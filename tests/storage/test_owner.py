@@ -48,6 +48,26 @@ def test_who_has_left_or_died_is_followed_and_its_objects_go(store):
     assert set(store.objects) == {"bucket/models/x/.owner/000004.json"}
 
 
+def test_a_run_that_starts_again_on_a_new_machine_waits_for_a_killed_owner(store, monkeypatch):
+    """Else a pod that is restarted at once is refused, by code 3, which ends its whole set."""
+    monkeypatch.setattr(owner, "WAIT_POLL_S", 0.01)
+    owner.Owner(URI, "old pod").__enter__()  # and never leaves, as after kill -9
+    dies = threading.Timer(0.3, lambda: age(store, FIRST, owner.EXPIRY_S + 1))
+    dies.start()
+    with owner.Owner(URI, "new pod", wait_s=20.0) as again:
+        again.check()
+    dies.join()
+    with (
+        owner.Owner(URI, "alive"),
+        pytest.raises(owner.InUse),
+        owner.Owner(URI, "there", wait_s=0.05),
+    ):
+        pass
+    monkeypatch.setenv(owner.WAIT_VARIABLE, "long")
+    with pytest.raises(storage.StorageError, match="expected a number of seconds, got 'long'"):
+        owner.wait_s()
+
+
 def test_the_same_folder_goes_on_at_once_after_a_kill(store, tmp_path):
     place = owner.place_of(tmp_path / "runs" / "x")
     assert place == owner.place_of(tmp_path / "runs" / "x") != owner.place_of(tmp_path / "y")
