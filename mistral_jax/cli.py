@@ -1,7 +1,8 @@
 """The command line: verbs, `key=value` overrides last. Thin; every verb imports what it needs.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 refused by a gate (another
-experiment's directory, too little disk or memory). `--debug` shows the traceback.
+experiment's directory, too little disk or memory), 130 interrupted: a run that was asked to stop
+has saved. `--debug` shows the traceback.
 """
 
 import argparse
@@ -213,6 +214,8 @@ def _train(options: argparse.Namespace) -> int:
     from mistral_jax import job
 
     result = job.train(run, target=options.target, fresh=is_fresh)
+    if result.reason.startswith("SIG"):  # whoever started the run must not take it for done
+        return EXIT_INTERRUPTED
     if not distributed.is_main():
         return EXIT_DONE
     if result.reason == "finished_before":

@@ -25,7 +25,10 @@ from launch import start
 from launch import target as target_lib
 from mistral_jax import cli
 from mistral_jax.config import load
+from mistral_jax.config import model as model_config
+from mistral_jax.config import optimizer as optimizer_config
 from mistral_jax.config import presets
+from mistral_jax.config import run as run_config
 from mistral_jax.config.base import Node
 from mistral_jax.config.run import RunConfig
 
@@ -70,7 +73,7 @@ def check_call(arguments: list[str]) -> None:
         return
     options = cli._parse(arguments)
     machine: list[str] = []
-    if arguments[0] == "launch":  # its overrides are of the target too
+    if arguments[0] in ("launch", "preflight"):  # its overrides are of the target too
         options.overrides, machine = start.split_target(options.overrides)
     if hasattr(options, "config"):
         cli._load_run(options)
@@ -256,6 +259,24 @@ def test_the_walk_over_the_schema_misses_no_key_that_the_loader_knows():
 def test_every_key_has_a_meaning_in_the_table():
     for key, takes, _, meaning in ROW.findall(CONFIGURATION.read_text(encoding="utf-8")):
         assert takes.strip() and meaning.strip(), key
+
+
+@pytest.mark.parametrize(
+    ("key", "node", "field"),
+    [
+        ("precision.frozen", run_config.Precision, "frozen"),
+        ("precision.compute", run_config.Precision, "compute"),
+        ("optimizer.moments", optimizer_config.AdamW, "moments"),
+        ("adapter.scaling", model_config.LoraAdapter, "scaling"),
+    ],
+)
+def test_every_value_that_a_key_takes_stands_in_the_table(
+    key: str, node: type[Node], field: str
+) -> None:
+    rows = {row[0]: row[1] for row in ROW.findall(CONFIGURATION.read_text(encoding="utf-8"))}
+    annotation = node.model_fields[field].annotation
+    values = [value for part in parts_of(annotation) for value in typing.get_args(part)]
+    assert values and re.findall(r"`(\w+)`", rows[key]) == values
 
 
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))

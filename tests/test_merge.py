@@ -19,7 +19,9 @@ from mistral_jax import convert
 from mistral_jax import export
 from mistral_jax import manifest
 from mistral_jax import merge
+from mistral_jax import run_directory
 from mistral_jax import tokenizers
+from mistral_jax.config import load
 from mistral_jax.config import model as model_config
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
@@ -118,6 +120,20 @@ def test_an_adapter_of_another_base_is_refused_and_both_are_named(tmp_path: Path
     with pytest.raises(ValueError, match=r"adapter was trained on a base whose files are .*other"):
         merge.merge(adapter, tmp_path / "out", base=other)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    shared = MIXTURE.model_copy(update={"num_shared_experts": 1})
+    model = tiny.decoder(bytes_tokenizer().vocab_size, ffn=shared)
+    run = load.load_run(
+        ROOT / "configs" / "tiny" / "lora.yaml",
+        ["adapter={kind: lora, rank: 4, alpha: 8, target_modules: [gate_proj]}"],
+    ).model_copy(update={"model": model})
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    run_directory.write_config(tmp_path / "run", run)
+    base = write_base(tmp_path / "base", "mixtral")
+    with pytest.raises(ValueError, match=r"shared/gate_proj/.*the base has no such projection"):
+        merge.merge(tmp_path / "run", tmp_path / "out", base=base)
 
 
 MEASURED = """

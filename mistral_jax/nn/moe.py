@@ -152,7 +152,8 @@ class MoeSwiGlu(nnx.Module):
             )  # fmt: skip
 
         if isinstance(self.gate_proj.kernel, quantised.QuantisedKernel):
-            # Kernels are dequantised again in the backward pass; matmuls' outputs are kept.
+            # Kernels are dequantised again in the backward pass, and the experts run again, the
+            # sending of tokens included: only `all` has matmuls whose outputs this policy keeps.
             run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_saveable)
         x = x.astype(self.compute_dtype)
         out, overflow = run(x, choice)

@@ -45,13 +45,13 @@ def test_killed_at_random_points_a_run_ends_with_the_same_bits(workshop, wait) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_a_run_saves_exits_0_and_says_how_to_go_on(workshop, wait, number) -> None:
+def test_asked_to_stop_a_run_saves_exits_130_and_says_how_to_go_on(workshop, wait, number) -> None:
     name = number.name
     process = workshop.start(name)
     assert wait(lambda: workshop.last_step(name) >= 3, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     step = workshop.last_step(name)
     assert 3 <= step < 24, "the run ended before the signal came"
