@@ -214,7 +214,7 @@ def _price(context: Context) -> Answer:
     shown = f"{price:.3f} USD an hour on demand{cost}, ceiling {ceiling:g}"
     if launcher.market == "spot":
         if not context.has_bucket_output:
-            return checks.warning(
+            return checks.failed(
                 f"spot: EC2 may take the instance and its disk away, and output is on it; {shown}",
                 context.command(f"output=s3://BUCKET/models/{context.run.name}"),
             )

@@ -46,6 +46,8 @@ class Command:
         stdin: what it reads; None gives it nothing.
         always: it runs even where the step right before it failed, as fetching what there is.
         fixes: what to do where it fails, by a part of its output; the first that is found is told.
+        attach_line: this line of its output tells that the run is under way already.
+        prepares: it is left out where a step before it has told so.
     """
 
     argv: tuple[str, ...]
@@ -53,6 +55,8 @@ class Command:
     stdin: str | None = None
     always: bool = False
     fixes: tuple[tuple[str, str], ...] = ()
+    attach_line: str | None = None
+    prepares: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,15 +248,18 @@ def execute(steps: Iterable[Step], say: Callable[[str], None] = print) -> None:
         CommandFailed: the first failure, with the program, its exit code, its last lines, a fix.
     """
     failure: CommandFailed | None = None
+    is_under_way = False
     for step in steps:
         if failure is not None and not (isinstance(step, Command) and step.always):
             break
         if isinstance(step, WriteFile):
             write_file(step)
             continue
+        if is_under_way and step.prepares:
+            continue
         say(f"launch: {step.purpose}")
         try:
-            run_command(step, say)
+            is_under_way |= step.attach_line in run_command(step, say)
         except CommandFailed as error:
             if failure is not None:
                 say(f"launch: {error}")

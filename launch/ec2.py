@@ -83,11 +83,11 @@ def start_instance(request: Request, say: Callable[[str], None] = print) -> Inst
     return instance
 
 
-def find(request: Request) -> Instance | None:
-    """Return the run's instance, None where there is none.
+def find_all(request: Request) -> list[Instance]:
+    """Return the run's instances; two launches at once may have started more than one.
 
     Raises:
-        Ec2Error: there are several, or EC2 cannot be asked.
+        Ec2Error: EC2 cannot be asked.
     """
     launcher = ec2_instance.launcher_of(request)
     with _explained("describe-instances"):
@@ -97,27 +97,40 @@ def find(request: Request) -> Instance | None:
                 {"Name": "instance-state-name", "Values": list(ALIVE)},
             ]
         )
-    found = _of(answer)
+    return _of(answer)
+
+
+def find(request: Request) -> Instance | None:
+    """Return the run's instance, None where there is none.
+
+    Raises:
+        Ec2Error: there are several, or EC2 cannot be asked.
+    """
+    found = find_all(request)
     if len(found) > 1:
         names = ", ".join(each.name for each in found)
         raise ec2_instance.Ec2Error(
             f"{len(found)} instances have the tag {ec2_instance.tag(request)}: {names}; "
-            "end all but one"
+            "end all but one, or all with --stop"
         )
     return found[0] if found else None
 
 
 def stop(request: Request, say: Callable[[str], None] = print) -> None:
-    """Stop the run's instance, or terminate it where it cannot be stopped (spot).
+    """Stop the run's instances, or terminate those that cannot be stopped (spot).
 
     What it is, EC2 tells: `launcher.market` may be another one than that it was started with.
     """
-    found = find(request)
-    if found is None or found.state == "stopped":
+    found = [each for each in find_all(request) if each.state != "stopped"]
+    if not found:
         say(f"launch: no instance of {ec2_instance.tag(request)} runs")
         _tell_others(request, say)
         return
-    launcher = ec2_instance.launcher_of(request)
+    for each in found:
+        _stop(each, ec2_instance.launcher_of(request), say)
+
+
+def _stop(found: Instance, launcher: Ec2, say: Callable[[str], None]) -> None:
     with _explained("stop-instances"):
         service = _client("ec2", launcher)
         if found.is_spot:
@@ -156,6 +169,7 @@ def locate(
     """
     if create:
         ec2_instance.check_hours(request)
+        ec2_instance.check_results(request)
     if is_dry_run:
         say(
             ec2_instance.shown(request)

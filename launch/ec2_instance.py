@@ -5,17 +5,22 @@ run_instances, whose user data arms the auto-stop. It gets its clients from ec2.
 boto3 itself.
 """
 
+import hashlib
 import json
+import time
 from datetime import UTC
 from datetime import datetime
 from typing import Any
 
 from launch import commands
+from launch import many_hosts
+from launch import target as target_lib
 from launch.commands import Request
 from launch.launcher import Ec2
 
 RUN_TAG = "mistral-jax-run"
 SSH_PORT = 22
+TOKEN_S = 600  # creates of one run within them start one instance; EC2 tells of it much sooner
 SYSTEMD = "/etc/systemd/system/mistral-jax-auto-stop"
 SCRIPT = "/usr/local/sbin/mistral-jax-auto-stop"
 
@@ -47,6 +52,8 @@ REMEDIES = {
     "ParameterNotFound": "there is no such image parameter in this region: set launcher.image",
     "NoSuchEntity": "there is no such instance profile: correct launcher.instance_profile",
     "Unsupported": "this region has no such instance: take another launcher.region",
+    "IdempotentParameterMismatch": "another --create of this run is under way: launch again "
+    "without --create in a minute",
     "InvalidInstanceType": "EC2 knows no such instance type: correct launcher.instance_type",
 }  # fmt: skip
 
@@ -75,6 +82,20 @@ def check_hours(request: Request) -> None:
         raise Ec2Error(
             f"the run is predicted to take {hours:.1f} h, and the instance stops after "
             f"launcher.max_hours {launcher.max_hours:g}; raise it, or shorten the run"
+        )
+
+
+def check_results(request: Request) -> None:
+    """Refuse a spot instance whose end would take the results with it.
+
+    Raises:
+        Ec2Error: `output` is no bucket.
+    """
+    if launcher_of(request).market == "spot" and not many_hosts.is_bucket(request):
+        raise Ec2Error(
+            f"output {request.run.run_directory()!r} is on the instance's own disk, and a spot "
+            "instance is terminated with its disk when the run has ended or EC2 takes it; give "
+            "output=s3://BUCKET/PATH, or launcher.market=on_demand"
         )
 
 
@@ -130,7 +151,22 @@ def arguments(request: Request, service: Any, parameters: Any) -> dict[str, Any]
         name = launcher.image_parameter
         image = parameters.get_parameter(Name=name)["Parameter"]["Value"]
     root = service.describe_images(ImageIds=[image])["Images"][0]["RootDeviceName"]
-    return _instance(request, image, root)
+    arguments = _instance(request, image, root)
+    earlier = service.describe_instances(
+        Filters=[{"Name": f"tag:{RUN_TAG}", "Values": [tag(request)]}]
+    )["Reservations"]
+    names = [each["InstanceId"] for one in earlier for each in one["Instances"]]
+    return {**arguments, "ClientToken": _token(arguments, names, time.time())}
+
+
+def _token(arguments: dict[str, Any], earlier: list[str], now_s: float) -> str:
+    """Return what lets EC2 see that two requests at once are one.
+
+    A token whose instance was ended is refused for longer than EC2 tells of that instance: hence
+    the time beside the ids of those that it tells of.
+    """
+    parts = [arguments, sorted(earlier), int(now_s // TOKEN_S)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _instance(request: Request, image: str, root: str) -> dict[str, Any]:
@@ -178,7 +214,7 @@ def _instance(request: Request, image: str, root: str) -> dict[str, Any]:
 def check_price(request: Request, service: Any) -> None:
     """Refuse what costs more than the ceiling, or nobody knows how much."""
     launcher, price = launcher_of(request), request.target.price_usd_per_hour
-    what = f"{launcher.instance_type} on demand"
+    what, is_told = f"{launcher.instance_type} on demand", False
     if launcher.market == "spot":
         history = service.describe_spot_price_history(
             InstanceTypes=[launcher.instance_type],
@@ -186,14 +222,30 @@ def check_price(request: Request, service: Any) -> None:
             StartTime=datetime.now(UTC),
         )["SpotPriceHistory"]
         price = min((float(each["SpotPrice"]) for each in history), default=price)
+        is_told = bool(history)
         what = f"{launcher.instance_type} spot"
     if price is None:
         raise Ec2Error(f"{what}: its price is not known; give it with price_usd_per_hour=")
+    if not is_told and not _is_price_of_instance(request.target, launcher):
+        raise Ec2Error(
+            f"{price:.3f} USD an hour is the price of the target's "
+            f"{request.target.accelerator_type}, not of launcher.instance_type "
+            f"{launcher.instance_type}; give its own with price_usd_per_hour=, or take its target"
+        )
     if price > launcher.max_usd_per_hour:
         raise Ec2Error(
             f"{what} costs {price:.3f} USD an hour, above launcher.max_usd_per_hour "
             f"{launcher.max_usd_per_hour:g}; raise that, or take another target or market"
         )
+
+
+def _is_price_of_instance(target: target_lib.Target, launcher: Ec2) -> bool:
+    """Tell whether the target's price is the instance's: of the same type, or overridden."""
+    if launcher.instance_type == target.accelerator_type:
+        return True
+    if target.name not in target_lib.target_names():
+        return False
+    return target.price_usd_per_hour != target_lib.load_target(target.name).price_usd_per_hour
 
 
 def _check_key(launcher: Ec2, service: Any) -> None:

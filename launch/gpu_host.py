@@ -1,9 +1,11 @@
 """Launch on a GPU host over ssh and rsync: send, set up, check, start, follow, fetch.
 
 The run goes on without the connection, under a supervisor (detach.py); launching again attaches
-to it. Everything that differs reaches the far side as one quoted argument of host.sh.
+to it and changes nothing on the host: after a crash it goes on with the code it began with.
+Everything that differs reaches the far side as one quoted argument of host.sh.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -28,7 +30,24 @@ SSH_OPTIONS = (
     "BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4",
     "StrictHostKeyChecking=accept-new",
 )  # fmt: skip
+UNDER_WAY = "launch: the run is under way; nothing is sent or set up, attaching to it"
+# Reads FOLDER RUN as tpu_host.sh does: the project's folder, the run's launch folder in it.
+REACH = f"""set -eu
+cd
+own=$1/$2/lock
+if [ -e "$own" ] && ! flock -n "$own" true; then
+    echo '{UNDER_WAY}'
+    exit 0
+fi
+for lock in "$1"/runs/*/launch/lock; do
+    [ -e "$lock" ] && ! flock -n "$lock" true || continue
+    echo "another run is under way here: $lock" >&2
+    exit 3
+done
+mkdir -p -- "$1"
+"""
 FIXES = (
+    ("another run is under way", "wait for it, or stop it: its own launch command with --stop"),
     ("UNPROTECTED PRIVATE KEY", "others may read the key: chmod 600 on it and launch again"),
     ("bad permissions", "others may read the key: chmod 600 on it and launch again"),
     ("Permission denied", "the host refused user and key: correct launcher.user and launcher.key"),
@@ -55,23 +74,35 @@ def steps(request: Request) -> list[Step]:
     own = commands.own_files(request)
     listing = folder / "files.txt"
     names = [*map(str, _project_files(request)), *(str(file.path) for file in own)]
-    words = ["python", "-m", "launch.detach"]
-    far = ["--folder", str(folder)]
+    follow = ["python", "-m", "launch.detach", "follow", "--folder", str(folder)]
     return [
         WriteFile(listing, "".join(f"{name}\n" for name in names), "what is sent", shown_lines=5),
         *own,
-        _ssh(launcher, ["mkdir", "-p", "--", root], "reach the host and make its folder"),
-        _rsync(
-            launcher,
-            [f"--files-from={listing}", "--", "./", f"{_rsync_host(launcher)}:{root}/"],
-            "send the project",
-        ),
+        _reach(request, launcher, root),
+        *(dataclasses.replace(step, prepares=True) for step in _prepare(request, launcher, root)),
+        _follow(launcher, root, follow),
+        _fetch(request, launcher, root),
+    ]
+
+
+def _reach(request: Request, launcher: Ssh, root: str) -> Command:
+    """Return what makes the project's folder, unless a run there would lose its code to ours."""
+    words = ["sh", "-s", "--", root, str(request.folder)]
+    command = _ssh(launcher, words, "reach the host and make its folder")
+    return dataclasses.replace(command, stdin=REACH, attach_line=UNDER_WAY)
+
+
+def _prepare(request: Request, launcher: Ssh, root: str) -> list[Command]:
+    """Return what brings the run onto the host and starts it."""
+    files = f"--files-from={request.folder / 'files.txt'}"
+    project = [files, "--", "./", f"{_rsync_host(launcher)}:{root}/"]
+    start = ["python", "-m", "launch.detach", "start", "--folder", str(request.folder)]
+    return [
+        _rsync(launcher, project, "send the project"),
         *_send_inputs(request.run, launcher, root),
         _far(launcher, root, _setup_words(request), "set the environment up from its lock"),
         *_preflight(request, launcher, root),
-        _far(launcher, root, [*words, "start", *far, *_supervised(request)], "start the run"),
-        _follow(launcher, root, [*words, "follow", *far]),
-        _fetch(request, launcher, root),
+        _far(launcher, root, [*start, *_supervised(request)], "start the run"),
     ]
 
 

@@ -23,12 +23,19 @@ driver_lock() { # the newest CUDA that the driver takes: CUDA 13 from 580 on, CU
     printf 'launch: driver %s takes %s\n' "$version" "$lock"
 }
 
+first_boot() { # a new cloud machine may still be installing packages, and holds apt's lock
+    command -v cloud-init >/dev/null || return 0
+    timeout 600 cloud-init status --wait >/dev/null 2>&1 || [ $? -ne 124 ] ||
+        printf 'launch: the first boot has not ended after 10 minutes; going on\n'
+}
+
 verb=$1
 shift
 case $verb in
     setup)
         lock=$1
         shift
+        first_boot
         case $lock in auto) driver_lock ;; none) lock= ;; esac
         MISTRAL_JAX_LOCKS="$lock $*" exec ./run doctor ;;
     run) exec ./run "$@" ;;

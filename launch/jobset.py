@@ -53,6 +53,7 @@ def steps(request: Request) -> list[Step]:
         ValueError: no image, a name that Kubernetes refuses, or results that would be lost.
     """
     many_hosts.check_results_survive(request, "a pod's disk goes with the pod")
+    _volume(request)
     many_hosts.check_inputs_travel(request)
     name, namespace = many_hosts.cloud_name(request), _namespace(request)
     path = request.folder / "jobset.yaml"
@@ -166,11 +167,18 @@ def _pod(request: Request) -> dict[str, Any]:
     }
     if target.platform != "cpu":
         container["resources"] = {"requests": dict(amount), "limits": dict(amount)}
+    volumes: list[dict[str, Any]] = [
+        {"name": "launch", "configMap": {"name": many_hosts.cloud_name(request)}}
+    ]
+    if volume := _volume(request):
+        claim, folder = volume
+        volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": claim}})
+        container["volumeMounts"].append({"name": "shared", "mountPath": folder})
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_S,
         "containers": [container],
-        "volumes": [{"name": "launch", "configMap": {"name": many_hosts.cloud_name(request)}}],
+        "volumes": volumes,
     }
     if selector := _selector(request):
         pod["nodeSelector"] = selector
@@ -180,7 +188,9 @@ def _pod(request: Request) -> dict[str, Any]:
 def _environment(request: Request) -> list[dict[str, Any]]:
     hosts = request.target.num_hosts
     wait = {"name": many_hosts.OWNER_WAIT, "value": str(many_hosts.OWNER_WAIT_S)}
+    shared = many_hosts.shared_environment(request).items()
     common: list[dict[str, Any]] = [wait] if many_hosts.is_bucket(request) else []
+    common += [{"name": name, "value": value} for name, value in shared]
     if hosts == 1:
         return common
     if request.target.platform == "tpu":  # GKE tells every pod of a slice its place
@@ -193,6 +203,19 @@ def _environment(request: Request) -> list[dict[str, Any]]:
         {"name": many_hosts.NUM_PROCESSES, "value": str(hosts)},
         {"name": many_hosts.PROCESS_ID, "valueFrom": {"fieldRef": {"fieldPath": INDEX}}},
     ]
+
+
+def _volume(request: Request) -> tuple[str, str] | None:
+    """Return the claim of the shared folder and where it is mounted; None without both."""
+    claim, folder = _launcher(request).claim, many_hosts.shared_folder(request)
+    if claim is None and folder is None:
+        return None
+    if claim is None or folder is None or f"{folder}/".startswith(f"{MOUNT}/"):
+        raise ValueError(
+            f"launcher.claim {claim!r} and launcher.shared_folder {folder!r}: expected both, a "
+            f"PersistentVolumeClaim and where the pods mount it (not {MOUNT}); give both or none"
+        )
+    return _queue(claim, "launcher.claim"), folder
 
 
 def _selector(request: Request) -> dict[str, str]:
@@ -238,6 +261,10 @@ def xpk_script(request: Request) -> str:
         "--restart-on-exit-codes=1",
         f"--termination-grace-period-seconds={GRACE_S}",
         *([f"--env={many_hosts.AUTO}=auto"] if target.num_hosts > 1 else []),
+        *(
+            f"--env={name}={value}"
+            for name, value in many_hosts.shared_environment(request).items()
+        ),
         f"--command={shlex.join(_words(request, str(request.folder)))}",
     ]
     call = " \\\n    ".join(shlex.quote(word) for word in words)

@@ -90,6 +90,8 @@ class TpuQueued(Node):
         runtime_version: TPU software version.
         spot: whether the slice may be taken away.
         folder: the project's folder on each host.
+        shared_folder: absolute, a mount that every host sees (Filestore, NFS): a run of several
+            hosts works there, also when its output is a bucket.
     """
 
     kind: Literal["tpu_queued"] = "tpu_queued"
@@ -99,6 +101,7 @@ class TpuQueued(Node):
     runtime_version: str
     spot: bool = False
     folder: str = "mistral_jax"
+    shared_folder: str | None = None
 
 
 class Jobset(Node):
@@ -109,6 +112,8 @@ class Jobset(Node):
         image: container image that holds the project; null must be given.
         node_selector: labels of the nodes.
         max_restarts: of the whole set.
+        claim: PersistentVolumeClaim (ReadWriteMany) that is mounted at `shared_folder`.
+        shared_folder: absolute, where every pod sees it: a run of several hosts works there.
     """
 
     kind: Literal["jobset"] = "jobset"
@@ -117,6 +122,8 @@ class Jobset(Node):
     image: str | None = None
     node_selector: dict[str, str] = Field(default_factory=dict)
     max_restarts: Annotated[int, Field(ge=0)] = 10
+    claim: str | None = None
+    shared_folder: str | None = None
 
 
 class Slurm(Node):
@@ -146,6 +153,7 @@ class SkyPilot(Node):
         accelerators: SkyPilot's name and count, such as A10G:1.
         spot: whether the machine may be taken away.
         lock: which set of requirements/.
+        shared_folder: absolute, a mount that every node sees: a run of several nodes works there.
     """
 
     kind: Literal["skypilot"] = "skypilot"
@@ -154,6 +162,7 @@ class SkyPilot(Node):
     accelerators: str
     spot: bool = False
     lock: Lock | None = None
+    shared_folder: str | None = None
 
 
 Launcher = Annotated[

@@ -14,6 +14,7 @@ import yaml
 from launch import bundle
 from launch import commands
 from launch import gpu_host
+from launch import launcher as launchers
 from launch.commands import Command
 from launch.commands import Request
 from launch.commands import Step
@@ -24,6 +25,7 @@ COORDINATOR = "MISTRAL_JAX_COORDINATOR"
 NUM_PROCESSES = "MISTRAL_JAX_NUM_PROCESSES"
 PROCESS_ID = "MISTRAL_JAX_PROCESS_ID"
 LOCKS = "MISTRAL_JAX_LOCKS"
+CACHE = "MISTRAL_JAX_CACHE"  # holds the local folder of a run whose output is a bucket
 COORDINATOR_PORT = 8476  # above the system's, below Linux's ephemeral ones; nothing well known
 # A new machine meets the mark of the process that was killed, see storage/owner.py.
 OWNER_WAIT, OWNER_WAIT_S = "MISTRAL_JAX_OWNER_WAIT_S", 180
@@ -31,6 +33,7 @@ EXIT_OK, EXIT_INPUT, EXIT_GATE = 0, 2, 3
 MAX_NAME = 40  # leaves room for what JobSet and SkyPilot append, in a label of 63
 
 _CLOUD_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
+_SHARED = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
 _BUCKET_URI = re.compile(r"(?:gs|s3)://[a-z0-9][a-z0-9._-]{1,220}(?:/.*)?")
 
 
@@ -110,16 +113,48 @@ def check_results_survive(request: Request, why: str) -> None:
     """Refuse a run that writes only to disks that are not shared or do not stay.
 
     Raises:
-        ValueError: `output` is neither a bucket nor an absolute path.
+        ValueError: `output` is neither a bucket nor an absolute path, or several hosts share no
+            folder.
     """
     directory = request.run.run_directory()
-    if is_bucket(request) or PurePosixPath(directory).is_absolute():
-        return
+    if not is_bucket(request) and not PurePosixPath(directory).is_absolute():
+        raise ValueError(
+            f"output {directory!r} is a folder on a host's own disk, but {why}; give "
+            "output=gs://BUCKET/PATH (or s3://), or the absolute path of a file system that every "
+            "host mounts"
+        )
+    hosts = request.target.num_hosts
+    if hosts > 1 and shared_folder(request) is None:
+        raise ValueError(
+            f"launcher.shared_folder: the run's {hosts} hosts work in one local folder, also when "
+            "the output is a bucket, and none was given; give launcher.shared_folder=/PATH, where "
+            "every host mounts the same file system (docs/tpu-pod.md)"
+        )
+
+
+def shared_folder(request: Request) -> str | None:
+    """Return the folder that every host sees, None where the launcher was given none.
+
+    Raises:
+        ValueError: it is no absolute path, or holds what a mount's path better does not.
+    """
+    launcher = request.target.launcher
+    assert isinstance(launcher, launchers.TpuQueued | launchers.Jobset | launchers.SkyPilot)
+    if launcher.shared_folder is None:
+        return None
+    folder = commands.check_path(launcher.shared_folder, "launcher.shared_folder")
+    if _SHARED.fullmatch(folder):
+        return folder
     raise ValueError(
-        f"output {directory!r} is a folder on a host's own disk, but {why}; give "
-        "output=gs://BUCKET/PATH (or s3://), or the absolute path of a file system that every "
-        "host mounts"
+        f"launcher.shared_folder {folder[:100]!r}: expected the absolute path of a mount that "
+        "every host sees, of letters, digits, '_', '.', '-' and '/', such as /mnt/shared"
     )
+
+
+def shared_environment(request: Request) -> dict[str, str]:
+    """Return what puts the local folder of the run below the shared one; empty without one."""
+    folder = shared_folder(request)
+    return {} if folder is None else {CACHE: f"{folder}/cache"}
 
 
 class _Blocks(yaml.SafeDumper):

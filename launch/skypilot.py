@@ -95,8 +95,10 @@ def task(request: Request) -> dict:
     words = ["--", "./run", *many_hosts.train_words(request)]
     if not many_hosts.is_bucket(request):
         words = ["--progress", str(many_hosts.results_folder(request)), *words]
+    shared = many_hosts.shared_environment(request).items()
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in shared)
     values = (
-        f"folder={shlex.quote(str(request.folder))}\n"
+        f"{exports}folder={shlex.quote(str(request.folder))}\n"
         f"port={many_hosts.COORDINATOR_PORT}\n"
         f"set -- {shlex.join(words)}"
     )

@@ -30,6 +30,7 @@ first=${hosts%%$'\n'*}
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
     export MISTRAL_JAX_COORDINATOR="$first:$port"
     export MISTRAL_JAX_NUM_PROCESSES="$SLURM_JOB_NUM_NODES"
+    export MISTRAL_JAX_CACHE="$project/runs/.cache" # a home need not be shared, the project is
 fi
 
 told=

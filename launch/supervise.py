@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 FINAL_CODES = (0, 2, 3, 130)  # done, wrong input, refused by a gate, interrupted: see cli.py
-GRACE_S = 30.0
+GRACE_S = 120.0  # a large save and its upload; the run ends when they have
 POLL_S = 0.1
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
-RESTARTS = 5
+RESTARTS = 10  # waits of seven minutes in all: an outage of a store ends by then
 STOPPED_CODE = 128 + signal.SIGTERM
 STATE = "state.jsonl"
 METRICS_TAIL_BYTES = 1 << 16

@@ -36,6 +36,8 @@ FIXES = (
     ("NOT_FOUND", "the slice is gone: launch again, and a new one goes on from the checkpoint"),
     ("PREEMPTED", "the slice was taken away: launch again, and a new one goes on from the "
      "checkpoint"),
+    ("cannot access", "mount the shared folder on every host, as docs/tpu-pod.md says, and launch "
+     "again; or correct launcher.shared_folder"),
     ("No space left", "the hosts' disks are full: give output=gs://BUCKET/PATH"),
 )  # fmt: skip
 
@@ -67,6 +69,7 @@ def steps(request: Request) -> list[Step]:
             "wait", ("--poll-s", str(POLL_S)), _queued(request, "describe", "--format=json"),
             "wait for the slice",
         ),
+        *_shared(request),
         Command(
             (sys.executable, "-m", "launch.bundle", archive, *dict.fromkeys(packed)),
             f"pack the project into {archive}",
@@ -95,6 +98,15 @@ def _set_up(request: Request, far_archive: str) -> list[str]:
     return ["env", "JAX_PLATFORMS=cpu", *words] if request.target.num_hosts > 1 else words
 
 
+def _shared(request: Request) -> list[Step]:
+    """Return what looks for the shared folder on every host, before any of them is set up."""
+    folder = many_hosts.shared_folder(request)
+    if folder is None:
+        return []
+    purpose = f"look for {folder} on {_hosts(request.target.num_hosts)}"
+    return [_ssh(request, "all", ["env", "LC_ALL=C", "ls", "-d", folder], purpose)]
+
+
 def _python(folder: str, *words: str) -> list[str]:
     return ["sh", f"{folder}/launch/host.sh", "python", *words]
 
@@ -116,8 +128,11 @@ def _start(request: Request) -> list[str]:
         words += ["--progress", str(many_hosts.results_folder(request))]
     words += ["--", "./run", *many_hosts.train_words(request)]
     script = _python(_folder(request), *words)
-    several = request.target.num_hosts > 1
-    return ["env", f"{many_hosts.AUTO}=auto", *script] if several else script
+    variables = many_hosts.shared_environment(request)
+    if request.target.num_hosts > 1:
+        variables = {many_hosts.AUTO: "auto", **variables}
+    settings = [f"{name}={value}" for name, value in variables.items()]
+    return ["env", *settings, *script] if settings else script
 
 
 def _follow(request: Request) -> Step:

@@ -46,6 +46,7 @@ def on_host(index, command, **more):
 PREPARATION = (
     ("auth", "login"), ("config", "set"), ("services", "enable"), ("storage", "buckets"),
     ("storage", "ls"), ("queued-resources", "list"),
+    ("filestore", "instances"),
 )  # fmt: skip
 
 

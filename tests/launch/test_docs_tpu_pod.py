@@ -39,6 +39,7 @@ def cloud(tmp_path, monkeypatch):
         with (made.base / "venv" / ".installed").open("a", encoding="utf-8") as file:
             file.write("".join(marks))
     made.program("nvidia-smi", "echo 595.42.01\n")
+    made.program("sudo", 'echo "$@" >>"$HOME/sudo"; case $1 in mkdir | chmod) exec "$@" ;; esac\n')
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(commands.ROOT)
@@ -54,7 +55,10 @@ def cloud(tmp_path, monkeypatch):
 
 
 def test_every_line_of_the_page_runs(cloud, capfd):
-    lines = lines_of(PAGE.read_text(encoding="utf-8"))
+    mount = cloud.base / "mount"  # stands for the page's; the slice finds it there
+    mount.mkdir()
+    text = PAGE.read_text(encoding="utf-8")
+    lines = lines_of(text.replace("/mnt/shared", str(mount)))
     name = f"name=test_docs_{os.getpid()}"  # whoever keeps a run of these configs keeps it
     used = [words[2] for words in map(shlex.split, lines) if words[:2] == ["./run", "launch"]]
     folders = {folder_of(commands.ROOT / config, name) for config in used}
@@ -74,6 +78,9 @@ def test_every_line_of_the_page_runs(cloud, capfd):
     called = {argv[0] for argv in cloud.calls()}
     assert called >= {"gcloud", "kubectl", "xpk", "sbatch", "srun", "scancel", "sky", "rsync"}
     assert len(cloud.runs()) == 4 + 4 + 4 + 1  # two launches of the slice, SLURM's, SkyPilot's
+    for index in range(4):
+        done = (cloud.base / f"host-{index}" / "sudo").read_text(encoding="utf-8")
+        assert f"mount -t nfs 10.0.0.2:/shared {mount}\n" in done
     verbs = [argv[4] for argv in cloud.calls("gcloud") if "queued-resources" in argv]
     assert verbs.count("create") == 1 and verbs.count("delete") == 1 and verbs.count("list") == 2
     shown = capfd.readouterr().out

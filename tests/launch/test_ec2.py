@@ -190,6 +190,11 @@ def test_a_stop_that_finds_nothing_names_what_other_runs_have_running(open_accou
     [
         ({"price": 1.6}, "costs 1.600 USD an hour, above launcher.max_usd_per_hour 1.5"),
         ({"price": None}, "price is not known; give it with price_usd_per_hour="),
+        (
+            {"instance_type": "p4d.24xlarge"},
+            "1.212 USD an hour is the price of the target's g5.2xlarge, not of .*p4d.24xlarge",
+        ),
+        ({"instance_type": "p4d.24xlarge", "price": 21.9}, "p4d.24xlarge on demand costs 21.9"),
         ({"key_name": "other"}, "InvalidKeyPair.NotFound: .* set launcher.key_name"),
         ({"key_name": None}, "no key pair is given"),
         ({"image": None, "image_parameter": "/no"}, "ParameterNotFound: .* set launcher.image"),
@@ -205,6 +210,51 @@ def test_what_is_wrong_is_told_with_its_remedy_before_anything_starts(
         ec2.start_instance(request(**changes), print)
     assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
     assert open_account.describe_instances()["Reservations"] == []
+
+
+def test_a_spot_instance_that_would_take_its_results_along_is_refused(open_account, quick):
+    made = request(market="spot", max_usd_per_hour=1e6)
+    with pytest.raises(ec2_instance.Ec2Error, match="terminated with its disk") as caught:
+        ec2.locate(made, create=True, is_dry_run=False, say=print)
+    assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
+    assert open_account.describe_instances()["Reservations"] == []
+    run = load.load_run(CONFIG, ["output=s3://bucket/out"])
+    kept = dataclasses.replace(made, run=run)
+    assert ec2.locate(kept, create=True, is_dry_run=False, say=print).target.launcher.host
+
+
+def test_two_creates_at_once_are_one_and_a_later_one_is_another(open_account, monkeypatch):
+    """EC2 answers two requests of one token with one instance; moto does not."""
+    now = [1e9]
+    monkeypatch.setattr(ec2_instance.time, "time", lambda: now[0])
+
+    def token(made):
+        return ec2_instance.arguments(made, open_account, None)["ClientToken"]
+
+    made, seen = request(), []
+    run = load.load_run(CONFIG, ["seed=5"])
+    other = dataclasses.replace(made, run=run, folder=commands.launch_folder(run))
+    seen.append(token(made))
+    assert token(made) == seen[0] and len(seen[0]) <= 64
+    seen.append(token(other))
+    answer = open_account.run_instances(**ec2_instance.arguments(made, open_account, None))
+    open_account.terminate_instances(InstanceIds=[answer["Instances"][0]["InstanceId"]])
+    seen.append(token(made))
+    now[0] += 3600  # EC2 tells no more of the one that was ended
+    seen.append(token(other))
+    assert len(set(seen)) == 4
+
+
+def test_stop_stops_all_instances_of_the_run_and_names_each(open_account, quick):
+    made, said = request(), []
+    for _ in range(2):
+        open_account.run_instances(**ec2_instance.arguments(made, open_account, None))
+    names = {each.name for each in ec2.find_all(made)}
+    with pytest.raises(ec2_instance.Ec2Error, match="or all with --stop"):
+        ec2.find(made)
+    ec2.stop(made, said.append)
+    assert {each.state for each in ec2.find_all(made)} == {"stopped"}
+    assert len(said) == 2 and all(any(name in line for line in said) for name in names)
 
 
 def test_a_group_that_lets_no_ssh_in_is_told_with_the_command(account, quick):

@@ -321,6 +321,53 @@ def test_what_ssh_says_becomes_a_sentence(host, few_files, monkeypatch, code, te
     assert text in str(caught.value) and caught.value.exit_code == 1
 
 
+def test_a_run_under_way_is_only_followed_and_another_one_is_refused(host, few_files, monkeypatch):
+    monkeypatch.setenv("PATH", host.path)
+    made = request()
+    other = request(run=load.load_run(CONFIG, ["seed=5"]), overrides=["seed=5"])
+    root, go, said = host.home / "mistral_jax", host.base / "go", []
+    shutil.copytree(commands.ROOT / "launch", root / "launch")
+    begin = [sys.executable, "-m", "launch.detach", "start", "--folder", str(made.folder), "--"]
+    waiting = f"while [ ! -e {shlex.quote(str(go))} ]; do sleep 0.1; done; echo it went on"
+    subprocess.run([*begin, "sh", "-c", waiting], cwd=root, check=True)
+
+    def say(line):
+        said.append(line)
+        if "follow the run" in line:
+            go.touch()
+
+    def run_on_host(it):  # neither the files of this side nor the fetching
+        steps = [step for step in gpu_host.steps(it) if isinstance(step, Command)]
+        commands.execute(steps[:-1], say)
+
+    try:
+        with pytest.raises(commands.CommandFailed, match="wait for it, or stop it") as caught:
+            run_on_host(other)
+        assert caught.value.exit_code == 3
+        run_on_host(made)
+    finally:
+        go.touch()
+    assert "it went on" in said and gpu_host.UNDER_WAY in said
+    far = [argv[-1] for argv in host.calls("ssh")]
+    assert [("sh -s" in text, "detach follow" in text) for text in far] == [
+        (True, False), (True, False), (False, True),
+    ]  # fmt: skip
+    assert host.calls("rsync") == []
+
+
+def test_the_set_up_waits_for_the_first_boot_and_not_for_ever(host):
+    log = host.base / "waits"
+    host.add_program(host.base / "bin" / "cloud-init", f'#!/bin/sh\necho "$*" >>"{log}"\nexit 2\n')
+    done = far_setup(host, "580.10")
+    assert log.read_text() == "status --wait\n" and done.stdout.endswith("cuda13 data|doctor")
+    shutil.rmtree(host.home / "p")
+    host.add_program(
+        host.base / "bin" / "timeout", '#!/bin/sh\n[ "$1" = 600 ] && exit 124\nexit 1\n'
+    )
+    done = far_setup(host, "580.10")
+    assert "has not ended after 10 minutes" in done.stdout and done.returncode == 0
+
+
 def far_setup(host, driver):
     host.add_driver(driver)
     folder = host.home / "p"

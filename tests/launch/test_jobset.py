@@ -29,6 +29,7 @@ from tests.launch.fake_cloud import request
 CONFIG = "configs/tiny/pod.yaml"
 OUTPUT = "output=gs://bucket/runs/tiny"
 IMAGE = "launcher.image=europe-docker.pkg.dev/p/r/mistral-jax:1"
+SHARED = ["launcher.claim=team-disk", "launcher.shared_folder=/mnt/shared"]
 NAME = {"type": "string", "pattern": r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"}
 COUNT = {"type": "integer", "minimum": 1}
 
@@ -69,7 +70,13 @@ POD = node(
     {"restartPolicy": const("Never"), "containers": listed(CONTAINER)},
     terminationGracePeriodSeconds=COUNT,
     nodeSelector=LABELS,
-    volumes=listed(node({"name": NAME, "configMap": node({"name": NAME})})),
+    volumes=listed(
+        node(
+            {"name": NAME},
+            configMap=node({"name": NAME}),
+            persistentVolumeClaim=node({"claimName": NAME}),
+        )
+    ),
 )
 RULE = node(
     {
@@ -119,13 +126,15 @@ SCHEMA = node(
 
 @pytest.fixture(scope="module")
 def asked():
-    return request(CONFIG, "k8s_v5e_16", [OUTPUT], [IMAGE, "launcher.queue=team"])
+    return request(CONFIG, "k8s_v5e_16", [OUTPUT], [IMAGE, "launcher.queue=team", *SHARED])
 
 
 @pytest.fixture(scope="module")
 def on_gpus():
     made = request(CONFIG, "slurm_h100", [OUTPUT])
-    launcher = launchers.Jobset(image="image:1", node_selector={"pool": "h100"})
+    launcher = launchers.Jobset(
+        image="image:1", node_selector={"pool": "h100"}, claim="disk", shared_folder="/mnt"
+    )
     return dataclasses.replace(made, target=made.target.model_copy(update={"launcher": launcher}))
 
 
@@ -184,8 +193,13 @@ def test_a_slice_gets_its_nodes_chips_and_place(asked):
     }  # fmt: skip
     assert container["env"] == [
         {"name": "MISTRAL_JAX_OWNER_WAIT_S", "value": "180"},  # longer than a dead owner counts
+        {"name": "MISTRAL_JAX_CACHE", "value": "/mnt/shared/cache"},
         {"name": "MISTRAL_JAX_DISTRIBUTED", "value": "auto"},
     ]
+    assert container["volumeMounts"][1] == {"name": "shared", "mountPath": "/mnt/shared"}
+    assert pod["volumes"][1] == {
+        "name": "shared", "persistentVolumeClaim": {"claimName": "team-disk"},
+    }  # fmt: skip
     assert container["command"] == [
         "./run", "train", "/launch/config.yaml", "--target", "/launch/target.yaml",
     ]  # fmt: skip
@@ -211,6 +225,7 @@ def test_gpu_nodes_find_each_other_by_the_headless_service(on_gpus):
     pod = job_of(document)["template"]["spec"]
     assert document["spec"]["network"]["enableDNSHostnames"] is True
     environment = {each["name"]: each for each in pod["containers"][0]["env"]}
+    assert environment["MISTRAL_JAX_CACHE"]["value"] == "/mnt/cache"
     assert environment["MISTRAL_JAX_COORDINATOR"]["value"] == f"{name}-hosts-0-0.{name}:8476"
     assert environment["MISTRAL_JAX_NUM_PROCESSES"]["value"] == "2"
     field = environment["MISTRAL_JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
@@ -233,7 +248,7 @@ def test_the_config_map_brings_the_same_experiment(asked, tmp_path):
 
 
 def test_a_set_is_applied_followed_over_a_restart_and_fetched(cloud):
-    mine = request(CONFIG, "k8s_v5e_16", [f"name=test_set_{os.getpid()}", OUTPUT], [IMAGE])
+    mine = request(CONFIG, "k8s_v5e_16", [f"name=test_set_{os.getpid()}", OUTPUT], [IMAGE, *SHARED])
     running, ended = {"restarts": 1}, {"terminalState": "Completed", "restarts": 1}
     cloud.store("sets.json", [{}, {}, *({"status": each} for each in (running, running, ended))])
     pending = {"phase": "Pending", "conditions": [{"status": "False", "message": "0/4 nodes"}]}
@@ -266,6 +281,7 @@ def test_a_set_is_applied_followed_over_a_restart_and_fetched(cloud):
         "--tpu-type=v5litepod-16", f"--base-docker-image={IMAGE.partition('=')[2]}",
         "--script-dir=.", "--max-restarts=10", "--restart-on-exit-codes=1",
         "--termination-grace-period-seconds=120", "--env=MISTRAL_JAX_DISTRIBUTED=auto",
+        "--env=MISTRAL_JAX_CACHE=/mnt/shared/cache",
         f"--command=./run train {folder}/config.yaml --target {folder}/target.yaml",
     ]  # fmt: skip
 
@@ -304,12 +320,17 @@ def test_kubectls_refusals_come_with_what_to_do(cloud, asked, stderr, fix):
     ("run", "machine", "message"),
     [
         ([], [IMAGE], "a pod's disk goes with the pod"),
-        ([OUTPUT], [], "expected a container image"),
-        ([OUTPUT], ["launcher.image=a b"], "REGISTRY/NAME:TAG"),
-        ([OUTPUT], [IMAGE, "launcher.namespace=A"], "launcher.namespace 'A'"),
-        ([OUTPUT], [IMAGE, "launcher.queue=-x"], "launcher.queue '-x'"),
-        ([OUTPUT], [IMAGE, "launcher.node_selector={'a b': c}"], "no label of Kubernetes"),
-        ([OUTPUT], [IMAGE, "launcher.node_selector={a: 'b c'}"], "node_selector a"),
+        ([OUTPUT], [IMAGE], "give launcher.shared_folder=/PATH"),
+        ([OUTPUT], [IMAGE, SHARED[0]], "give launcher.shared_folder=/PATH"),
+        ([OUTPUT], [IMAGE, SHARED[1]], "launcher.claim None and launcher.shared_folder"),
+        ([OUTPUT], [IMAGE, SHARED[0], "launcher.shared_folder=/launch/x"], "(not /launch)"),
+        ([OUTPUT], [IMAGE, *SHARED, "launcher.claim=A"], "launcher.claim 'A'"),
+        ([OUTPUT], SHARED, "expected a container image"),
+        ([OUTPUT], [*SHARED, "launcher.image=a b"], "REGISTRY/NAME:TAG"),
+        ([OUTPUT], [IMAGE, *SHARED, "launcher.namespace=A"], "launcher.namespace 'A'"),
+        ([OUTPUT], [IMAGE, *SHARED, "launcher.queue=-x"], "launcher.queue '-x'"),
+        ([OUTPUT], [IMAGE, *SHARED, "launcher.node_selector={'a b': c}"], "no label of Kubernetes"),
+        ([OUTPUT], [IMAGE, *SHARED, "launcher.node_selector={a: 'b c'}"], "node_selector a"),
     ],
 )
 def test_what_kubernetes_could_not_take_is_refused(run, machine, message):
@@ -324,7 +345,8 @@ def test_hostile_strings_stay_texts_of_the_yaml_or_are_refused(asked, monkeypatc
     kept, refused = 0, 0
     for text in hostile.STRINGS:
         places = [
-            with_launcher(asked, **{field: text}) for field in ("image", "namespace", "queue")
+            with_launcher(asked, **{field: text})
+            for field in ("image", "namespace", "queue", "claim", "shared_folder")
         ]
         places.append(with_launcher(asked, node_selector={text: "x"}))
         places.append(with_launcher(asked, node_selector={"x": text}))

@@ -202,7 +202,7 @@ def test_the_price_is_held_against_the_ceiling_spot_or_on_demand(place):
     dear = context("launcher.max_usd_per_hour=1", target="g5_2xlarge")
     assert fails("price", dear).fix.endswith("launcher.max_usd_per_hour=1.212")
     spot = context("launcher.market=spot", target="g5_2xlarge")
-    assert "take the instance and its disk away" in fails("price", spot, status="warning").detail
+    assert "take the instance and its disk away" in fails("price", spot).detail
     kept = context("launcher.market=spot", "output=s3://bucket/x", target="g5_2xlarge")
     assert passes("price", kept).detail.startswith("spot, at most 1.5 USD")
 

@@ -206,7 +206,8 @@ def test_hosts_that_disagree_on_versions_are_found_with_remote(host):
     content = (target_lib.TARGETS / "v5e_16.yaml").read_text()
     content = content.replace("num_hosts: 4", "num_hosts: 2").replace("per_host: 4", "per_host: 8")
     Path("pair.yaml").write_text(content)
-    words = ("data.global_batch_sequences=16", "output=gs://bucket/x", "data.train=docs")
+    words = ("data.global_batch_sequences=16", "output=gs://bucket/x", "data.train=docs",
+             "launcher.shared_folder=/mnt/shared")  # fmt: skip
     program(host, "gcloud", VERSIONS.format(base=host.base))
     (host.base / "jax").write_text("0.11.2")
     assert look("hosts' versions", context(*words, target="pair.yaml")).status == "skipped"

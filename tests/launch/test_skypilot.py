@@ -138,17 +138,29 @@ def test_the_task_runs_as_skypilot_runs_it(cloud):
     assert "driver 595.42.01 takes cuda13" in "\n".join(said)
 
 
+def test_two_nodes_need_a_shared_folder(asked):
+    pair = asked.target.model_copy(update={"num_hosts": 2})
+    made = request(CONFIG, "skypilot_a10g", [OUTPUT])
+    made = dataclasses.replace(made, target=pair)
+    with pytest.raises(ValueError, match=r"2 hosts work in one local folder.*give launcher.shared"):
+        skypilot.steps(made)
+    task = task_of(with_launcher(made, shared_folder="/mnt/shared"))
+    assert task["run"].startswith("export MISTRAL_JAX_CACHE=/mnt/shared/cache\n")
+
+
 def test_two_nodes_are_told_their_places(asked, tmp_path):
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch" / "host.sh").write_text(
-        'echo "$MISTRAL_JAX_COORDINATOR $MISTRAL_JAX_NUM_PROCESSES $MISTRAL_JAX_PROCESS_ID"\n'
+        'echo "$MISTRAL_JAX_COORDINATOR $MISTRAL_JAX_NUM_PROCESSES $MISTRAL_JAX_PROCESS_ID '
+        '$MISTRAL_JAX_CACHE"\n'
     )
+    asked = with_launcher(asked, shared_folder="/mnt/shared")
     shared = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
     done = subprocess.run(
         ["bash", "-c", skypilot.task(asked)["run"]], cwd=tmp_path, capture_output=True, check=True,
         env={**os.environ, **shared, "SKYPILOT_NODE_RANK": "1"}, text=True,
     )  # fmt: skip
-    assert done.stdout == "10.0.0.1:8476 2 1\n"
+    assert done.stdout == "10.0.0.1:8476 2 1 /mnt/shared/cache\n"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +191,8 @@ def test_hostile_strings_stay_words_of_the_task_or_are_refused(asked, monkeypatc
     kept, refused = [], 0
     for text in hostile.STRINGS:
         places = [
-            with_launcher(asked, **{field: text}) for field in ("cloud", "region", "accelerators")
+            with_launcher(asked, **{field: text})
+            for field in ("cloud", "region", "accelerators", "shared_folder")
         ]
         places.append(dataclasses.replace(asked, run=asked.run.model_copy(update={"name": text})))
         places.append(dataclasses.replace(asked, overrides=(f"data.train={text}",)))

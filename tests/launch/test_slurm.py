@@ -105,6 +105,7 @@ def test_the_script_is_sound_bash(asked, tmp_path):
 
 def test_a_launch_runs_on_both_nodes_and_is_followed_to_its_end(cloud):
     mine, said = own_request(), []
+    (cloud.base / "train.sh").write_text('echo "$MISTRAL_JAX_CACHE" >>"$base/caches"\n')
     with fake_cloud.launched(mine):
         commands.execute(faster(slurm.steps(mine)), said.append)
         log = commands.ROOT / mine.folder
@@ -117,6 +118,7 @@ def test_a_launch_runs_on_both_nodes_and_is_followed_to_its_end(cloud):
     assert sorted(cloud.runs()) == [
         [words, "", "node0:8476", "2", "0"], [words, "", "node0:8476", "2", "1"],
     ]  # fmt: skip
+    assert (cloud.base / "caches").read_text() == f"{commands.ROOT}/runs/.cache\n" * 2
     assert len(cloud.runs("doctor")) == 1
 
 

@@ -15,6 +15,7 @@ from launch import target as target_lib
 from launch import tpu_pod
 from launch.commands import Command
 from launch.commands import CommandFailed
+from mistral_jax import cli
 from tests.launch import fake_cloud
 from tests.launch import hostile
 from tests.launch.fake_cloud import FakeCloud
@@ -22,7 +23,8 @@ from tests.launch.fake_cloud import request
 
 CONFIG = "configs/tiny/pod.yaml"
 OUTPUT = "output=gs://bucket/runs/tiny"
-PLACE = ("launcher.zone=us-west4-a", "launcher.project=my-project")
+SHARED = "launcher.shared_folder=/usr/share"  # on every fake host, since on this machine
+PLACE = ("launcher.zone=us-west4-a", "launcher.project=my-project", SHARED)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,8 @@ def test_golden_steps(asked):
          "--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--async"),
         (*helper, "wait", "--poll-s", "20.0", "--", *queued, "describe", name, *place,
          "--format=json"),
+        (*vm, "ssh", name, *place, "--worker=all",
+         "--command=env LC_ALL=C ls -d /usr/share"),
         (sys.executable, "-m", "launch.bundle", f"{folder}/{name}.tar.gz", CONFIG),
         (*vm, "scp", *place, "--worker=all", "launch/tpu_host.sh", f"{folder}/{name}.tar.gz",
          f"{name}:"),
@@ -71,7 +75,8 @@ def test_golden_steps(asked):
         (*helper, "agree", "--hosts", "4", "--", *vm, "ssh", name, *place, "--worker=all",
          f"--command={host} launch.versions {name}.tar.gz"),
         (*vm, "ssh", name, *place, "--worker=all", "--command=env MISTRAL_JAX_DISTRIBUTED=auto "
-         f"{host} launch.detach start --folder {folder} --restarts 50 -- {train}"),
+         f"MISTRAL_JAX_CACHE=/usr/share/cache {host} launch.detach start --folder {folder} "
+         f"--restarts 50 -- {train}"),
         (sys.executable, "-m", "launch.follow", "--", *vm, "ssh", name, *place, "--worker=0",
          f"--command={host} launch.detach follow --folder {folder}"),
         ("mkdir", "-p", "--", folder.removesuffix("/launch")),
@@ -107,6 +112,7 @@ def own_request(target="v5e_16", run=(OUTPUT,), machine=PLACE):
 
 def test_a_launch_on_four_hosts_from_the_queue_to_the_results(cloud):
     mine, said = own_request(), []
+    (cloud.base / "train.sh").write_text('echo "$MISTRAL_JAX_CACHE" >>"$base/caches"\n')
     cloud.store("states.json", [{"state": "WAITING_FOR_RESOURCES"}, {"state": "ACTIVE"}])
     with fake_cloud.launched(mine) as results:
         commands.execute(tpu_pod.steps(mine), said.append)
@@ -118,6 +124,7 @@ def test_a_launch_on_four_hosts_from_the_queue_to_the_results(cloud):
     assert "4 hosts agree: python" in text and "mistral-jax train here" in text
     words = f"train {CONFIG} --target v5e_16 {' '.join(mine.overrides)}"
     assert cloud.runs() == [[words, "auto", "", "", ""]] * 4
+    assert (cloud.base / "caches").read_text() == "/usr/share/cache\n" * 4
     assert len(cloud.runs("doctor")) == 4
     for index in range(4):
         project = cloud.base / f"host-{index}" / "mistral_jax"
@@ -156,6 +163,27 @@ def test_a_second_launch_attaches_and_another_run_is_refused(cloud):
     assert text.count("the run is under way; nothing is replaced") == 4
     assert text.count("it runs already") == 4
     assert len(cloud.runs()) == 4 and "mistral-jax train here" in text
+
+
+def test_a_slice_without_its_mount_is_told_before_it_is_set_up(cloud):
+    """Nothing is copied or set up; mounted, the same line goes on."""
+    mine = own_request(machine=(*PLACE, f"launcher.shared_folder={cloud.base}/mount"))
+    steps, said = tpu_pod.steps(mine), []
+    look = next(i for i, step in enumerate(steps) if step.purpose.startswith("look for"))
+    with fake_cloud.launched(mine):
+        with pytest.raises(CommandFailed, match="mount the shared folder on every host"):
+            commands.execute(steps, said.append)
+        assert cloud.calls("gcloud")[-1][4] == "ssh" and not cloud.runs("doctor")
+        (cloud.base / "mount").mkdir()
+        commands.execute(steps[: look + 1], said.append)
+    assert said.count(f"{cloud.base}/mount") == 4
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_hosts_without_a_shared_folder_are_refused_before_anything_is_created(cloud, words, capfd):
+    assert cli.main(["launch", CONFIG, "--target", "v5e_16", *words, OUTPUT, *PLACE[:2]]) == 2
+    assert "give launcher.shared_folder=/PATH, where every host" in capfd.readouterr().err
+    assert cloud.calls() == []
 
 
 def test_a_slice_that_was_taken_away_is_replaced(cloud, asked):
@@ -212,6 +240,11 @@ def test_gclouds_refusals_come_with_what_to_do(cloud, asked, stderr, fix):
         ((OUTPUT, "fresh=true"), (), "name a new folder with output="),
         ((OUTPUT, "name=x" + 60 * "y"), (), "at most 40 characters"),
         ((OUTPUT, "data.train=.venv"), (), "lies on this machine alone: put it into a bucket"),
+        ((OUTPUT,), ("launcher.shared_folder=null",), "give launcher.shared_folder=/PATH"),
+        (("output=/nfs/x",), ("launcher.shared_folder=null",), "the run's 4 hosts work in one"),
+        ((OUTPUT,), ("launcher.shared_folder=mnt/x",), "expected the absolute path of a mount"),
+        ((OUTPUT,), ("launcher.shared_folder=/mnt/../x",), "expected the absolute path of a mount"),
+        ((OUTPUT,), ("launcher.shared_folder=/",), "expected the absolute path of a mount"),
         ((OUTPUT,), ("launcher.name=-x",), "launcher.name '-x'"),
         ((OUTPUT,), ("launcher.zone=us-west4",), "such as us-central1-a"),
         ((OUTPUT,), ("launcher.project=P",), "gcloud projects list"),
@@ -222,7 +255,7 @@ def test_gclouds_refusals_come_with_what_to_do(cloud, asked, stderr, fix):
 )
 def test_what_no_slice_could_take_is_refused_before_anything_runs(run, machine, message):
     overrides = [text for text in run if not text.startswith("fresh=")]
-    made = request(CONFIG, "v5e_16", overrides, machine)
+    made = request(CONFIG, "v5e_16", overrides, (SHARED, *machine))
     made = dataclasses.replace(made, overrides=tuple(run))
     with pytest.raises(ValueError, match=re.escape(message)):
         tpu_pod.steps(made)
@@ -253,7 +286,7 @@ def test_hostile_strings_arrive_as_they_are_or_are_refused(asked, monkeypatch):
     """What ssh's far shell gets splits, by a shell's rules, into the very words that were meant."""
     for module, name in ((target_lib, "load_target"), (bundle, "project_files")):
         monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))  # the same answer
-    fields = ("name", "zone", "project", "folder", "runtime_version")
+    fields = ("name", "zone", "project", "folder", "runtime_version", "shared_folder")
     refused, passed = 0, []
     for made in hostile_requests(asked, fields):
         try:
@@ -272,7 +305,7 @@ def test_hostile_strings_arrive_as_they_are_or_are_refused(asked, monkeypatch):
                         assert words[-1] == made.overrides[0]
                         passed.append((words, word.removeprefix("--command=")))
     assert refused > 3000 and len(passed) > 300
-    assert len(tpu_pod.steps(asked)) == 10
+    assert len(tpu_pod.steps(asked)) == 11
 
 
 def test_hostile_overrides_reach_the_far_program_through_a_real_shell(cloud, asked):
