@@ -57,7 +57,7 @@ while [ -n "$(jobs -r)" ]; do wait; done # a signal ends one wait, not the step
 code=137
 [ ! -s "$ended" ] || read -r code <"$ended"
 rm -f -- "$ended"
-if [ "$told" = limit ] && [ "$code" -ne 0 ]; then
+if [ "$told" = limit ] && [ "$code" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
     echo "launch: saved at the time limit; the job goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
     exit

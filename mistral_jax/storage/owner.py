@@ -3,6 +3,7 @@
 Each owner creates `.owner/N.json`, N one higher than the newest there, under the condition that it
 does not exist, and writes it again while it lives; the newest is the owner. One that has not been
 written for EXPIRY_S (by the store's own clock, so that clocks need not agree) is taken to be dead.
+RELEASE_PAUSES_S = (0.0, 1.0, 5.0)
 The store must honour conditional writes; Amazon, Google, SeaweedFS and MinIO do.
 """
 
@@ -91,9 +92,15 @@ class Owner:
         self._has_ended.set()
         self._thread.join()
         self._record["released"] = True
-        with contextlib.suppress(storage.StorageError, storage.StorageUnreachable, Lost):
-            self.check()
-            storage.write_bytes(self._name(self._number), self._content())
+        for pause_s in RELEASE_PAUSES_S:  # unsaid, it costs the next owner a wait
+            time.sleep(pause_s)
+            with contextlib.suppress(storage.StorageError, storage.StorageUnreachable):
+                try:
+                    self.check()
+                    storage.write_bytes(self._name(self._number), self._content())
+                except Lost:
+                    pass
+                return
 
     def check(self) -> None:
         """Check that this process is the owner still.
