@@ -3,7 +3,6 @@
 Each owner creates `.owner/N.json`, N one higher than the newest there, under the condition that it
 does not exist, and writes it again while it lives; the newest is the owner. One that has not been
 written for EXPIRY_S (by the store's own clock, so that clocks need not agree) is taken to be dead.
-RELEASE_PAUSES_S = (0.0, 1.0, 5.0)
 The store must honour conditional writes; Amazon, Google, SeaweedFS and MinIO do.
 """
 
@@ -20,6 +19,7 @@ from typing import Any
 from mistral_jax import storage
 from mistral_jax.storage import local
 
+RELEASE_PAUSES_S = (0.0, 1.0, 5.0)
 HEARTBEAT_S, EXPIRY_S = 20.0, 120.0
 WAIT_VARIABLE, WAIT_POLL_S = "MISTRAL_JAX_OWNER_WAIT_S", 5.0
 FOLDER = ".owner"
@@ -155,12 +155,13 @@ class Owner:
         there = read(self._name(number))
         if there is None or there.get("released") or there.get("place") == self._record["place"]:
             return
-        # Written now, so that both times are the store's; it also shows that we may write.
-        probe = f"{self.uri}/{FOLDER}/probe"
+        # Written now, so that both times are the store's; it also shows that we may write. Nobody
+        # else may delete it: without it the owner would seem dead.
+        probe = f"{self.uri}/{FOLDER}/probe-{self._record['id']}"
         storage.write_bytes(probe, b"probe\n")
         now, then = storage.facts(probe), storage.facts(self._name(number))
         storage.delete(probe)
-        if now and then and now.modified_s - then.modified_s < EXPIRY_S:
+        if now is None or then is None or now.modified_s - then.modified_s < EXPIRY_S:
             raise self._in_use(number)
 
     def _in_use(self, number: int) -> InUse:

@@ -34,7 +34,7 @@ def test_a_dry_run_shows_processes_and_supervisor():
     assert code == 0
     assert "launch.detach start" in said and "--processes 4" in said
     # A machine in four parts is no longer the file of that name.
-    assert re.search(r"mistral_jax.cli train configs/tiny/dense.yaml --target \S+/target.yaml", said)
+    assert re.search(r"train configs/tiny/dense.yaml --target \S+/target.yaml", said)
     assert "the same command with --stop" in said
     assert "stop --folder" in launch(is_dry_run=True, stop=True)[1]
 
