@@ -151,6 +151,8 @@ def test_the_cloud_is_asked_who_we_are(host):
 
 def test_ec2_is_asked_and_an_account_without_rights_fails(host, monkeypatch):
     moto_server = pytest.importorskip("moto.server")
+    # Another test's session would still know its keys.
+    monkeypatch.setattr(pytest.importorskip("boto3"), "DEFAULT_SESSION", None)
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
