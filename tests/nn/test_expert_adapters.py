@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,6 @@ import pytest
 from mistral_jax.nn import experts
 from mistral_jax.nn import routing
 from mistral_jax.nn.kernels import experts_blocks
-from mistral_jax.nn.kernels import experts_grouped
 
 N, D, F, E, K, R = 83, 16, 24, 5, 2, 3
 PARTS = ("gate", "up", "down")
@@ -60,19 +57,6 @@ def of_all(implementation: str):
     )
     (_, out), gradients = jax.jit(both)(x, choice.weights, kernels, choice.experts)
     return out, gradients
-
-
-@pytest.fixture
-def lax_as_tokamax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put jax's own general ragged product where tokamax's is looked for."""
-
-    def general(left, right, sizes, dimensions, *, implementation, bypass_device_check, **others):
-        assert implementation == experts_grouped.kernel_names()
-        assert not bypass_device_check
-        return jax.lax.ragged_dot_general(left, right, sizes, dimensions, **others)
-
-    module = types.SimpleNamespace(ragged_dot_general=general)
-    monkeypatch.setitem(sys.modules, "tokamax", module)
 
 
 def test_adapters_beside_kernels_equal_merged_kernels() -> None:

@@ -2,8 +2,6 @@
 
 import functools
 import importlib.util
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -79,19 +77,6 @@ def assert_close(found, expected, *, tolerance: float) -> None:
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
         assert np.isfinite(ours).all()
         np.testing.assert_allclose(ours, theirs, atol=tolerance * max(1, np.abs(theirs).max()))
-
-
-@pytest.fixture
-def lax_as_tokamax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put jax's own general ragged product where tokamax's is looked for."""
-
-    def general(left, right, sizes, dimensions, *, implementation, bypass_device_check, **others):
-        assert implementation == experts_grouped.kernel_names()
-        assert not bypass_device_check
-        return jax.lax.ragged_dot_general(left, right, sizes, dimensions, **others)
-
-    module = types.SimpleNamespace(ragged_dot_general=general)
-    monkeypatch.setitem(sys.modules, "tokamax", module)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,6 +17,7 @@ from mistral_jax.formats import locate
 from mistral_jax.storage import cache
 from mistral_jax.storage import staging
 from mistral_jax.storage import upload
+from tests import buckets
 from tests import checkpoint_on_disk
 from tests import fake_s3
 
@@ -27,17 +28,8 @@ SHARD = checkpoint_on_disk.SHARDS[0]
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_s3.Store]:
-    with fake_s3.serve() as served:
-        settings = {
-            "MISTRAL_JAX_CACHE": str(tmp_path / "cache"), "AWS_ENDPOINT_URL": served.endpoint,
-            "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        }  # fmt: skip
-        for key, value in settings.items():
-            monkeypatch.setenv(key, value)
+    with buckets.fake(tmp_path, monkeypatch) as served:
         monkeypatch.setattr(staging, "PIECE_BYTES", 16 << 10)
-        monkeypatch.setattr(staging, "FIRST_WAIT_S", 0.001)
         locate.forget()
         yield served
     locate.forget()
