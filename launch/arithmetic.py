@@ -7,6 +7,7 @@ are in memory.py, times in predict.py.
 
 import dataclasses
 
+from launch import stored
 from launch import tensors as tensors_lib
 from mistral_jax.config.model import Adapter
 from mistral_jax.config.model import DecoderConfig
@@ -65,7 +66,8 @@ class StepFlops:
 
     Attributes:
         model: what the mathematics needs; MFU counts these.
-        recompute: what remat adds, and experts that run without having been chosen.
+        recompute: what remat adds, quantised experts that run again for the backward pass, and
+            experts that run without having been chosen.
     """
 
     model: float
@@ -87,14 +89,29 @@ def attention_flops(decoder: DecoderConfig, num_tokens: int) -> float:
     return 2 * decoder.num_layers * channels * mean_keys(decoder, num_tokens)
 
 
-def is_recomputed(tensor: tensors_lib.Tensor, remat: str) -> bool:
+def are_experts_rerun(frozen: str, experts: str) -> bool:
+    """Tell whether a mixture's experts run again for the backward pass under every remat.
+
+    They do where their kernels are stored as codes (nn/moe.py), save for the oracle's products.
+    """
+    return frozen in stored.QUANTISED and experts != ALL_EXPERTS
+
+
+def is_recomputed(tensor: tensors_lib.Tensor, remat: str, *, are_experts_rerun: bool) -> bool:
     """Tell whether the backward pass runs this matmul's forward pass again."""
     name = f"{tensor.part}/{tensor.module}"
-    return remat in RECOMPUTING and tensor.is_stacked and name not in NOT_RECOMPUTED
+    is_of_layer = remat in RECOMPUTING and tensor.is_stacked and name not in NOT_RECOMPUTED
+    return is_of_layer or (are_experts_rerun and tensor.copies > 1)
 
 
 def flops_per_token(
-    decoder: DecoderConfig, adapter: Adapter, num_tokens: int, remat: str, experts: str = "ragged"
+    decoder: DecoderConfig,
+    adapter: Adapter,
+    num_tokens: int,
+    remat: str,
+    experts: str = "ragged",
+    *,
+    frozen: str = "checkpoint",
 ) -> StepFlops:
     """Return FLOPs per token of a row of `num_tokens`, forward and backward.
 
@@ -104,8 +121,10 @@ def flops_per_token(
         num_tokens: the row's length.
         remat: none, dots, full or offload.
         experts: the implementation of a mixture's experts; `all` runs the idle ones too.
+        frozen: a run's `precision.frozen`; experts in nf4 or int8 run again.
     """
     per_weight = 4 if adapter.kind != "none" else 6
+    is_rerun = are_experts_rerun(frozen, experts)
     model = recompute = 0.0
     for tensor in tensors_lib.tensors(decoder, adapter):
         if not tensor.is_matmul:
@@ -114,7 +133,7 @@ def flops_per_token(
         idle = tensor.size - tensor.active_size if experts == ALL_EXPERTS else 0
         model += each * tensor.active_size
         recompute += each * idle
-        if is_recomputed(tensor, remat):
+        if is_recomputed(tensor, remat, are_experts_rerun=is_rerun):
             recompute += 2 * (tensor.active_size + idle)
     if decoder.tied_head:
         model += per_weight * tensors_lib.head_size(decoder)

@@ -46,7 +46,7 @@ def follow(kubectl: list[str], name: str, poll_s: float) -> int:
     told, seen, unanswered = "", set(), 0
     while True:
         try:
-            status = _get(kubectl, "jobset", name).get("status", {})
+            status = get(kubectl, "jobset", name).get("status", {})
             pod = _first_pod(kubectl, name)
             unanswered = 0
         except Unanswered:
@@ -74,7 +74,7 @@ def follow(kubectl: list[str], name: str, poll_s: float) -> int:
 def _first_pod(kubectl: list[str], name: str) -> dict[str, Any] | None:
     """Return the newest pod with index 0; None before there is one."""
     labels = f"jobset.sigs.k8s.io/jobset-name={name},batch.kubernetes.io/job-completion-index=0"
-    found = _get(kubectl, "pods", f"--selector={labels}").get("items", [])
+    found = get(kubectl, "pods", f"--selector={labels}").get("items", [])
     return max(found, key=lambda pod: pod["metadata"].get("creationTimestamp", ""), default=None)
 
 
@@ -92,7 +92,12 @@ def _describe(pod: dict[str, Any] | None) -> str:
     return f"pod 0 is {phase}" + (f" ({reason})" if phase == "Pending" and reason else "")
 
 
-def _get(kubectl: list[str], *words: str) -> dict[str, Any]:
+def get(kubectl: list[str], *words: str) -> dict[str, Any]:
+    """Return what `kubectl get` answers, as JSON.
+
+    Raises:
+        Unanswered: it failed, or answered something else.
+    """
     argv = [*kubectl, "get", *words, "--output=json"]
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

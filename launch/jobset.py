@@ -2,18 +2,22 @@
 
 Config and target travel in a ConfigMap, so that the image needs the project alone. A crash of one
 pod restarts the set, up to `max_restarts`; what a user or a gate must correct (exit codes 2 and
-3) ends it. The pods find each other by the set's headless service. xpk.sh, written beside it, is
-the same through xpk, which builds the image itself.
+3) ends it. The pods find each other by the set's headless service. Launching again follows a set
+that lives, and creates one that failed anew (clear_jobset.py). xpk.sh, written beside it, is the
+same through xpk, which builds the image itself.
 
 Source: JobSet v1alpha2 (https://jobset.sigs.k8s.io), TPUs in GKE
 (https://cloud.google.com/kubernetes-engine/docs/concepts/tpus), xpk 1.16.
 """
 
+import hashlib
+import json
 import re
 import shlex
 import sys
 from typing import Any
 
+from launch import clear_jobset
 from launch import commands
 from launch import launcher as launchers
 from launch import many_hosts
@@ -35,6 +39,8 @@ GKE_TPUS = {
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 FIXES = {
     "no matches for kind": "the cluster has no JobSet controller: install it "
+    "(https://jobset.sigs.k8s.io/docs/installation) and launch again",
+    "doesn't have a resource type": "the cluster has no JobSet controller: install it "
     "(https://jobset.sigs.k8s.io/docs/installation) and launch again",
     "field is immutable": "a set of this name with other contents is there: delete it as the last "
     "line says, then launch again; the run goes on from its checkpoint",
@@ -62,8 +68,16 @@ def steps(request: Request) -> list[Step]:
         WriteFile(path, content, "the JobSet"),
         *_xpk(request),
         Command(
+            (
+                sys.executable, "-m", "launch.clear_jobset", "--namespace", namespace,
+                "--name", name, "--contents", _contents(request),
+            ),
+            "look for a JobSet of an earlier launch", fixes=tuple(FIXES.items()),
+            attach_line=clear_jobset.STAYS,
+        ),
+        Command(
             ("kubectl", "apply", f"--namespace={namespace}", f"--filename={path}"),
-            "start the JobSet", fixes=tuple(FIXES.items()),
+            "start the JobSet", fixes=tuple(FIXES.items()), prepares=True,
         ),
         Command(
             (
@@ -101,7 +115,20 @@ def config_map(request: Request) -> dict[str, Any]:
 
 
 def job_set(request: Request) -> dict[str, Any]:
-    """Return the JobSet."""
+    """Return the JobSet, with what it holds in an annotation: see clear_jobset.py."""
+    made = _job_set(request)
+    annotations = made["metadata"].setdefault("annotations", {})
+    annotations[clear_jobset.CONTENTS] = _contents(request)
+    return made
+
+
+def _contents(request: Request) -> str:
+    whole = [each.model_dump(mode="json") for each in (request.run, request.target)]
+    text = json.dumps([*whole, _job_set(request)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _job_set(request: Request) -> dict[str, Any]:
     launcher, hosts = _launcher(request), request.target.num_hosts
     labels = {} if launcher.queue is None else {"kueue.x-k8s.io/queue-name": _queue(launcher.queue)}
     metadata: dict[str, Any] = {

@@ -92,6 +92,10 @@ class TpuQueued(Node):
         folder: the project's folder on each host.
         shared_folder: absolute, a mount that every host sees (Filestore, NFS): a run of several
             hosts works there, also when its output is a bucket.
+        shared_mount: SERVER:/PATH of the NFS share that set-up mounts there; null where the hosts
+            have it mounted.
+        delete_when_done: delete the slice once an attached launch has seen the run end and its
+            bucket hold all of it.
     """
 
     kind: Literal["tpu_queued"] = "tpu_queued"
@@ -102,6 +106,8 @@ class TpuQueued(Node):
     spot: bool = False
     folder: str = "mistral_jax"
     shared_folder: str | None = None
+    shared_mount: str | None = None
+    delete_when_done: bool = False
 
 
 class Jobset(Node):

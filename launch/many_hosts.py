@@ -19,6 +19,7 @@ from launch.commands import Command
 from launch.commands import Request
 from launch.commands import Step
 from mistral_jax.config import load
+from mistral_jax.storage import remote_folder
 
 AUTO = "MISTRAL_JAX_DISTRIBUTED"
 COORDINATOR = "MISTRAL_JAX_COORDINATOR"
@@ -34,6 +35,7 @@ MAX_NAME = 40  # leaves room for what JobSet and SkyPilot append, in a label of 
 
 _CLOUD_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
 _SHARED = re.compile(r"(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
+_PLAIN_URI = re.compile(r"(?:gs|s3)://[A-Za-z0-9_./=-]+")
 _BUCKET_URI = re.compile(r"(?:gs|s3)://[a-z0-9][a-z0-9._-]{1,220}(?:/.*)?")
 
 
@@ -209,6 +211,32 @@ def locks(request: Request, lock: str) -> list[str]:
     """Return the sets of requirements/ that a host needs: the lock, and `data` for buckets."""
     resolved = request.run.model_dump_json()
     return [lock, *(["data"] if any(store in resolved for store in gpu_host.STORES) else [])]
+
+
+def check_finished(request: Request) -> Command:
+    """Return what fails unless the bucket holds all of a run that has ended.
+
+    The file that it asks for is sent after all others.
+
+    Raises:
+        ValueError: `output` is no bucket, or its name could stand for others too.
+    """
+    directory = request.run.run_directory().rstrip("/")
+    if not is_bucket(request) or not _PLAIN_URI.fullmatch(directory):
+        raise ValueError(
+            f"launcher.delete_when_done: what the slice holds is lost with it, and output "
+            f"{directory[:200]!r} is no gs://BUCKET/PATH (or s3://) of letters, digits, '_', '.', "
+            "'-', '=' and '/'; give such a one, or end the slice by hand with --stop"
+        )
+    if directory.startswith("gs://"):
+        uri = f"{directory}/{remote_folder.FINISHED}"
+        argv = ("gcloud", "storage", "objects", "describe", uri, "--format=value(name)")
+    else:
+        bucket, _, key = directory.removeprefix("s3://").partition("/")
+        key = "/".join(part for part in (key, remote_folder.FINISHED) if part)
+        argv = ("aws", "s3api", "head-object", f"--bucket={bucket}", f"--key={key}")
+    kept = "it shows no ended run, so the slice is kept, and paid: launch again to go on, or --stop"
+    return Command(argv, "look for the ended run in the bucket", fixes=(("", kept),))
 
 
 def fetch_from_bucket(request: Request) -> list[Step]:

@@ -2,15 +2,17 @@
 
 What enters the step (parameters, optimizer state, batch) is counted array by array and exact. What
 lives during it is an estimate, in named terms, of what the backward pass keeps under each remat
-choice and of what one layer works with; a compiler may do better or worse.
+choice (kept.py) and of what one layer works with; a compiler may do better or worse.
 """
 
 import dataclasses
 import math
 
 from launch import arithmetic
+from launch import kept
 from launch import stored
 from launch import tensors as tensors_lib
+from launch.layout import Layout
 from mistral_jax.config import expert_shards
 from mistral_jax.config.model import Adapter
 from mistral_jax.config.model import DecoderConfig
@@ -20,61 +22,11 @@ FLOAT32_BYTES = 4
 BATCH_ARRAYS = 5  # tokens, targets, loss weights, positions, segments: 4 bytes a token each
 SCALAR_BYTES = 64  # step, key, the optimizer's counters
 LOSS_CHUNK_TOKENS = 1024  # mistral_jax/nn/loss.py, DEFAULT_CHUNK_TOKENS
-BANDED_MIN_BLOCK = 64  # mistral_jax/nn/kernels/banded.py
-BANDED_MAX_BLOCKS = 32
 # On a GPU a dense feed-forward takes this much of a longer row at a time, where layers run again.
 MLP_CHUNK_TOKENS = 4096
 # Layers' inputs on their way to and from the host: the one in use and the next.
 OFFLOAD_BUFFERS = 2
-SCORE_IMPLEMENTATIONS = ("reference", "banded")  # these hold scores for the backward pass
 BLOCK_ROWS = 256  # an expert's run of rows is padded to whole blocks
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a step sits on the devices.
-
-    Attributes:
-        mesh: sizes of the mesh axes.
-        num_tokens: the row's length T.
-        micro_batch: rows in one forward and backward pass on one device.
-        accumulation: passes per step; above 1 a second set of gradients lives.
-        attention: implementation name.
-        remat: none, dots, full or offload.
-        compute_bytes: 2 for bfloat16, 4 for float32.
-        frozen_bytes: of one frozen parameter as it is held, where it is not quantised.
-        experts: implementation name, for a mixture.
-        transport: how rows travel between experts' devices.
-        buffer_factor: how many times the even share its buffers hold.
-        mlp_chunk_tokens: of a row that go through a dense feed-forward at a time; None is all.
-        offload: what else waits in the host's memory: none, or optimizer.
-        frozen: a run's `precision.frozen`; nf4 and int8 store the layers' projections so.
-    """
-
-    mesh: dict[str, int]
-    num_tokens: int
-    micro_batch: int
-    accumulation: int
-    attention: str
-    remat: str
-    compute_bytes: int
-    frozen_bytes: int
-    experts: str = "ragged"
-    transport: str = "padded"
-    buffer_factor: float = 1.5
-    mlp_chunk_tokens: int | None = None
-    offload: str = "none"
-    frozen: str = "checkpoint"
-
-    @property
-    def pass_tokens(self) -> float:
-        """Tokens of one device in one pass."""
-        return self.micro_batch * self.num_tokens / self.mesh["context"]
-
-    @property
-    def is_recomputed(self) -> bool:
-        """Whether the backward pass runs each layer again."""
-        return self.remat in arithmetic.RECOMPUTING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,16 +94,15 @@ def device_bytes(
     mesh, is_adapted = layout.mesh, adapter.kind != "none"
     trained = sum(t.local_size(mesh) for t in trained_tensors(decoder, adapter))
     tokens = layout.pass_tokens
-    scores = _score_bytes(decoder, layout)
-    kept = _kept_numbers(decoder, layout.remat, mesh["tensor"]) * layout.compute_bytes
-    kept += scores if layout.remat == "none" else 0
+    row_bytes = kept.layer_bytes(decoder, adapter, layout)
     moe = decoder.ffn.kind == "moe"
     dispatch = _dispatch_bytes(decoder, layout) if moe else 0.0
     num_mixtures = decoder.num_layers - decoder.num_dense_layers
-    is_kept = not layout.is_recomputed
+    are_rows_kept = not layout.is_recomputed and not layout.are_experts_rerun
     num_kept = OFFLOAD_BUFFERS if layout.remat == "offload" else decoder.num_layers
-    activations = int(num_kept * tokens * kept + num_mixtures * is_kept * dispatch)
-    work = _work_bytes(decoder, layout, scores)
+    activations = int(num_kept * tokens * row_bytes + num_mixtures * are_rows_kept * dispatch)
+    activations += kept.cast_kernel_bytes(decoder, layout, is_adapted=is_adapted)
+    work = _work_bytes(decoder, adapter, layout)
     loss = _loss_bytes(decoder, layout, is_adapted=is_adapted)
     state = optimizer_bytes(decoder, adapter, optimizer, mesh)
     if layout.offload == "optimizer":
@@ -176,80 +127,31 @@ def host_bytes(
     """Return what waits in the host's memory for one device."""
     held = 0
     if layout.remat == "offload":
-        kept = _kept_numbers(decoder, "offload", layout.mesh["tensor"]) * layout.compute_bytes
-        held += int(decoder.num_layers * layout.pass_tokens * kept)
+        row_bytes = kept.layer_bytes(decoder, adapter, layout)
+        held += int(decoder.num_layers * layout.pass_tokens * row_bytes)
     if layout.offload == "optimizer":
         held += optimizer_bytes(decoder, adapter, optimizer, layout.mesh)
     return held
 
 
-def _work_bytes(decoder: DecoderConfig, layout: Layout, scores: float) -> int:
+def _work_bytes(decoder: DecoderConfig, adapter: Adapter, layout: Layout) -> int:
     """Return bytes of the running layer's activations; where it runs again, of their gradients."""
     tokens, each = layout.pass_tokens, layout.compute_bytes
-    numbers = _kept_numbers(decoder, "none", layout.mesh["tensor"])
-    hidden = _hidden_numbers(decoder, layout)
+    numbers = kept.numbers(decoder, "none", layout.mesh["tensor"])
+    hidden = kept.hidden_numbers(decoder, layout)
+    scores = kept.score_bytes(decoder, layout)
     chunk = min(tokens, layout.micro_batch * (layout.mlp_chunk_tokens or layout.num_tokens))
     # In one piece the hidden states live with the rest, in chunks without all but one.
     held = tokens * ((numbers - hidden) * each + scores) + chunk * hidden * each
-    mask = 0.0
+    others = tokens * kept.adapter_bytes(decoder, adapter, layout, is_working=True)
     if layout.attention == "cudnn":
         # Packed documents: which pairs see each other, as a boolean and as a bias.
-        mask = tokens * layout.num_tokens * (1 + each)
-    return int(held * (1 if layout.remat == "none" else 2) + mask)
-
-
-def _hidden_numbers(decoder: DecoderConfig, layout: Layout) -> float:
-    """Return how many of a layer's numbers for each token are hidden states of a dense model."""
-    is_dense = decoder.ffn.kind != "moe"
-    return 4 * decoder.ffn.width / layout.mesh["tensor"] if is_dense else 0.0
+        others += tokens * layout.num_tokens * (1 + each)
+    return int(held * (1 if layout.remat == "none" else 2) + others)
 
 
 def _frozen_bytes(decoder: DecoderConfig, layout: Layout) -> int:
     return stored.device_bytes(decoder, layout.mesh, layout.frozen, layout.frozen_bytes)
-
-
-def _kept_numbers(decoder: DecoderConfig, remat: str, tensor: int) -> float:
-    """Return numbers that one layer keeps for the backward pass for each token.
-
-    Scores aside, and without what a mixture's chosen experts work with.
-    """
-    heads, width = decoder.num_heads, decoder.width
-    query = heads * decoder.head_width / tensor
-    value = heads * decoder.value_width / tensor
-    latent = decoder.attention
-    if latent.kind == "latent":
-        narrow = (latent.query_rank or 0) + latent.latent_rank + latent.rotary_width
-        wide = heads * (latent.content_width + latent.value_width) / tensor
-        inputs = query + 2 * narrow + wide
-        # Keys with the shared rotary part beside each head's own, the output.
-        pointwise = query + value
-    else:
-        inputs = query + 2 * decoder.num_kv_heads * decoder.head_width / tensor
-        pointwise = 2 * query + decoder.num_kv_heads * decoder.head_width / tensor
-    moe = decoder.ffn if decoder.ffn.kind == "moe" else None
-    hidden = decoder.ffn.width if moe is None else moe.num_shared_experts * moe.width
-    if moe is not None and moe.dense_width is not None:
-        hidden = max(hidden, moe.dense_width if remat == "none" else 0)
-    matmul_outputs = inputs + 2 * hidden / tensor + 2 * width
-    pointwise += 2 * width + 2 * hidden / tensor
-    return {
-        "full": width,
-        "offload": width,
-        "dots": width + matmul_outputs,
-        "none": width + matmul_outputs + pointwise,
-    }[remat]
-
-
-def _score_bytes(decoder: DecoderConfig, layout: Layout) -> float:
-    """Return bytes of attention scores that one layer keeps for each token of a row."""
-    heads = decoder.num_heads / layout.mesh["tensor"]
-    if layout.attention not in SCORE_IMPLEMENTATIONS:
-        return FLOAT32_BYTES * heads  # the logsumexp alone
-    keys: float = layout.num_tokens
-    if layout.attention == "banded":
-        block = max(BANDED_MIN_BLOCK, -(-layout.num_tokens // BANDED_MAX_BLOCKS))
-        keys = min(keys, arithmetic.mean_keys(decoder, layout.num_tokens) + block / 2)
-    return heads * keys * (FLOAT32_BYTES + layout.compute_bytes)
 
 
 def _dispatch_bytes(decoder: DecoderConfig, layout: Layout) -> float:

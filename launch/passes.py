@@ -177,7 +177,8 @@ def _timed(case: Case, micro: int, remat: Remat, memory: MemoryPlan) -> Choice:
         return Choice(micro, remat, memory, time.total, time)
     length = run.data.sequence_length
     flops = arithmetic.flops_per_token(
-        case.decoder, run.adapter, length, remat, case.experts or ""
+        case.decoder, run.adapter, length, remat, case.experts or "",
+        frozen=run.precision.frozen,
     )  # fmt: skip
     peak = target.chip_flops_per_s(run.precision.compute) * target.num_chips
     tokens = run.data.global_batch_sequences * length
@@ -210,7 +211,14 @@ def workload(case: Case, micro: int, remat: Remat) -> predict.Workload:
         num_tokens=run.data.sequence_length,
         micro_batch=micro,
         passes=case.rows // micro,
-        recomputed=predict.recomputed_names(decoder, run.adapter, remat),
+        recomputed=predict.recomputed_names(
+            decoder,
+            run.adapter,
+            remat,
+            are_experts_rerun=arithmetic.are_experts_rerun(
+                run.precision.frozen, case.experts or ""
+            ),
+        ),
         # Parameters and state are read and written, gradients read.
         state_bytes=2 * (4 * trained + state) + 4 * trained,
         # Ragged rows travel alone; padded buffers travel whole.

@@ -134,7 +134,9 @@ def resolve(run: RunConfig, target: Target, *, decoder: DecoderConfig | None = N
     mesh, rows, experts, transport = case.mesh, case.rows, case.experts, case.transport
     data_parallel = mesh["data"] * mesh["fsdp"] * mesh["expert"]
     length = run.data.sequence_length
-    flops = arithmetic.flops_per_token(decoder, run.adapter, length, chosen.remat, experts or "")
+    flops = arithmetic.flops_per_token(
+        decoder, run.adapter, length, chosen.remat, experts or "", frozen=run.precision.frozen
+    )
     peak = target.chip_flops_per_s(run.precision.compute) * target.num_chips
     batch_tokens = run.data.global_batch_sequences * length
     seconds, price = chosen.seconds, target.price_usd_per_hour

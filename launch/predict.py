@@ -130,12 +130,20 @@ def generation(accelerator_type: str) -> str | None:
     return name if name in MATMUL_EFFICIENCY else None
 
 
-def recomputed_names(decoder: DecoderConfig, adapter: Adapter, remat: str) -> frozenset[str]:
-    """Return what our own remat runs again; see Workload.recomputed."""
-    table = tensors_lib.tensors(decoder, adapter)
-    names = {_name(t) for t in table if t.is_matmul and arithmetic.is_recomputed(t, remat)}
+def recomputed_names(
+    decoder: DecoderConfig, adapter: Adapter, remat: str, *, are_experts_rerun: bool = False
+) -> frozenset[str]:
+    """Return what our own remat, or experts in codes, run again; see Workload.recomputed."""
+    names = {
+        _name(tensor)
+        for tensor in tensors_lib.tensors(decoder, adapter)
+        if tensor.is_matmul
+        and arithmetic.is_recomputed(tensor, remat, are_experts_rerun=are_experts_rerun)
+    }
     if remat != "none":
         names |= {"attention/kernel", "experts/moves"}
+    if are_experts_rerun and decoder.ffn.kind == "moe":
+        names.add("experts/moves")
     return frozenset(names)
 
 

@@ -2,11 +2,13 @@
 
 On demand, `sky launch` makes a cluster that stops itself when idle, and the results are fetched;
 on spot machines `sky jobs launch` finds a new machine after each preemption, and the run, which
-has to write to a bucket, goes on from its checkpoint. Keys and options are SkyPilot 0.14's.
+has to write to a bucket, goes on from its checkpoint; a second job of the name is refused
+(sky_queue.py). Keys and options are SkyPilot 0.14's.
 """
 
 import re
 import shlex
+import sys
 
 from launch import commands
 from launch import launcher as launchers
@@ -41,6 +43,13 @@ FIXES = (
 )  # fmt: skip
 
 
+LOOK_FIXES = (
+    ("has not ended", "follow that job, or cancel it and launch again"),
+    ("No such option", "SkyPilot is too old: pip install --upgrade 'skypilot>=0.14'"),
+    *FIXES,
+)
+
+
 def steps(request: Request) -> list[Step]:
     """Return what a launch through SkyPilot runs, in order.
 
@@ -54,7 +63,10 @@ def steps(request: Request) -> list[Step]:
         many_hosts.check_results_survive(request, f"{hosts} machines share no disk")
     many_hosts.check_inputs_travel(request)
     name, path = many_hosts.cloud_name(request), request.folder / "task.yaml"
+    look = []
     if launcher.spot:
+        argv = (sys.executable, "-m", "launch.sky_queue", "--name", name)
+        look.append(Command(argv, "look for a managed job of an earlier launch", fixes=LOOK_FIXES))
         argv = ("sky", "jobs", "launch", "--yes", f"--name={name}", str(path))
     else:
         idle = f"--idle-minutes-to-autostop={IDLE_MINUTES}"
@@ -63,6 +75,7 @@ def steps(request: Request) -> list[Step]:
     return [
         *commands.own_files(request),
         WriteFile(path, content, "the task"),
+        *look,
         Command(argv, "start the task and follow it (Ctrl-C leaves it alone)", fixes=FIXES),
         *_fetch(request),
     ]

@@ -3,18 +3,21 @@
 The steps: ask for the slice (or find the one asked for), wait until it is ACTIVE, copy the
 project, set it up from the lock, start `train` on every host under a supervisor that outlives the
 connection, follow host 0, fetch the results. Launching again goes on wherever it stands. Nothing
-here deletes a slice that could still work: `stop_hint` says how.
+here deletes a slice that could still work, unless `launcher.delete_when_done` asks for it:
+`stop_hint` says how.
 
 queued_resource.py asks gcloud again where one answer is not enough; its command stands behind
 `--`. Syntax after https://cloud.google.com/sdk/gcloud/reference/compute/tpus (2026).
 """
 
+import dataclasses
 import re
 import sys
 
 from launch import commands
 from launch import launcher as launchers
 from launch import many_hosts
+from launch import shared_mount
 from launch.commands import Command
 from launch.commands import Request
 from launch.commands import Step
@@ -22,6 +25,16 @@ from launch.commands import Step
 RECEIVE = "tpu_host.sh"
 POLL_S = 20.0
 RESTARTS = 50  # only host 0 sees the run's steps; the others count every restart
+# Waits for this run's own supervisors, which may still be ending.
+IDLE = """set -eu
+cd -- "$1"
+for lock in runs/*/launch/lock; do
+    [ ! -e "$lock" ] || flock -w 60 "$lock" true || {
+        echo "$(uname -n): another run is under way here: $lock" >&2
+        exit 3
+    }
+done
+"""
 FIXES = (
     ("another run is under way", "wait for it, or give this run a slice of its own with "
      "launcher.name=..."),
@@ -36,8 +49,8 @@ FIXES = (
     ("NOT_FOUND", "the slice is gone: launch again, and a new one goes on from the checkpoint"),
     ("PREEMPTED", "the slice was taken away: launch again, and a new one goes on from the "
      "checkpoint"),
-    ("cannot access", "mount the shared folder on every host, as docs/tpu-pod.md says, and launch "
-     "again; or correct launcher.shared_folder"),
+    ("cannot access", "mount the shared folder on every host with launcher.shared_mount=SERVER:"
+     "/PATH, as docs/tpu-pod.md says, and launch again; or correct launcher.shared_folder"),
     ("No space left", "the hosts' disks are full: give output=gs://BUCKET/PATH"),
 )  # fmt: skip
 
@@ -88,6 +101,7 @@ def steps(request: Request) -> list[Step]:
         start,
         _follow(request),
         *_fetch(request),
+        *_delete_when_done(request),
     ]  # fmt: skip
 
 
@@ -99,12 +113,16 @@ def _set_up(request: Request, far_archive: str) -> list[str]:
 
 
 def _shared(request: Request) -> list[Step]:
-    """Return what looks for the shared folder on every host, before any of them is set up."""
-    folder = many_hosts.shared_folder(request)
+    """Return what mounts and looks for the shared folder on every host, before all set-up."""
+    folder, mount = many_hosts.shared_folder(request), shared_mount.words(request)
     if folder is None:
         return []
-    purpose = f"look for {folder} on {_hosts(request.target.num_hosts)}"
-    return [_ssh(request, "all", ["env", "LC_ALL=C", "ls", "-d", folder], purpose)]
+    every, found = _hosts(request.target.num_hosts), []
+    if mount:
+        made = _ssh(request, "all", mount, f"mount {mount[-2]} at {folder} on {every}")
+        found.append(dataclasses.replace(made, fixes=(*shared_mount.FIXES, *FIXES)))
+    look = ["env", "LC_ALL=C", "ls", "-d", folder]
+    return [*found, _ssh(request, "all", look, f"look for {folder} on {every}")]
 
 
 def _python(folder: str, *words: str) -> list[str]:
@@ -142,6 +160,22 @@ def _follow(request: Request) -> Step:
     return Command(argv, "follow host 0 (Ctrl-C leaves the run alone)", fixes=FIXES)
 
 
+def _delete_when_done(request: Request) -> list[Step]:
+    """Return what deletes the slice of a run that has ended; a step that fails keeps it.
+
+    Raises:
+        ValueError: it was asked for, and the results would be gone with the slice.
+    """
+    if not _launcher(request).delete_when_done:
+        return []
+    idle = ["sh", "-c", IDLE, "idle", _folder(request)]
+    return [
+        many_hosts.check_finished(request),
+        _ssh(request, "all", idle, "see that no other run is on the slice"),
+        *stop_steps(request),
+    ]
+
+
 def stop_steps(request: Request) -> list[Step]:
     """Return what deletes the slice and its request; runs and disks on it are gone then."""
     argv = _queued(request, "delete", "--force")
@@ -153,7 +187,8 @@ def stop_hint(request: Request) -> str:
     price = request.target.price_usd_per_hour
     cost = "" if price is None else f" (about {price:,.2f} USD an hour on demand)"
     argv = _queued(request, "delete", "--force")
-    return f"the slice is paid until it is deleted{cost}: {commands.remote(argv)}"
+    own = ", here after the run's end or by hand" if _launcher(request).delete_when_done else ""
+    return f"the slice is paid until it is deleted{own}{cost}: {commands.remote(argv)}"
 
 
 def _launcher(request: Request) -> launchers.TpuQueued:

@@ -12,14 +12,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mistral_jax import adapter_source
 from mistral_jax import artifact
 from mistral_jax import export
 from mistral_jax import sharding
 from mistral_jax.adapters import lora
 from mistral_jax.adapters import merging
 from mistral_jax.config import model as model_config
-from mistral_jax.formats import locate
 from mistral_jax.models import definition as definition_lib
+from mistral_jax.models import readers
 from mistral_jax.models import weights
 
 Opened = tuple[model_config.LowRankAdapter, dict[str, np.ndarray]]
@@ -28,11 +29,11 @@ Opened = tuple[model_config.LowRankAdapter, dict[str, np.ndarray]]
 def open_adapters(
     model: artifact.Artifact, adapters: Mapping[str, str | Path]
 ) -> artifact.Artifact:
-    """Return the model with these PEFT adapters; the first is in use.
+    """Return the model with these adapters; the first is in use.
 
     Args:
         model: a base without adapters.
-        adapters: folders or URIs by name.
+        adapters: PEFT folders or runs by name; paths or URIs.
 
     Raises:
         ValueError: the model has adapters, none is given, one is of another base, or the kinds
@@ -49,12 +50,8 @@ def open_adapters(
         if model.weights_path is None
         else export.has_interleaved_rows(weights.open_reader(model.weights_path))
     )
-    opened: dict[str, Opened] = {
-        name: export.load_adapter(
-            locate.local_path(str(uri)), config, is_interleaved=is_interleaved
-        )
-        for name, uri in adapters.items()
-    }
+    base = adapter_source.Base(config, model.weights_path, is_interleaved)
+    opened = {name: _open(uri, base) for name, uri in adapters.items()}
     common = _common(opened)
     definition = definition_lib.define(config, adapter=common, runtime=model.definition.runtime)
     shapes = {path: definition.shapes[path].shape for path in definition.trainable_paths()}
@@ -114,6 +111,13 @@ def blend(model: artifact.Artifact, weights: Mapping[str, float]) -> artifact.Ar
     return dataclasses.replace(
         model, definition=definition, params={**model.params, **placed}, adapters={}
     )
+
+
+def _open(uri: str | Path, base: adapter_source.Base) -> Opened:
+    adapter, arrays = adapter_source.open_adapter(adapter_source.find(uri), base)
+    if isinstance(arrays, readers.AdapterReader):
+        return adapter, {path: arrays.read(path, ()) for path in arrays.paths()}
+    return adapter, dict(arrays)
 
 
 def _on_host(params: definition_lib.Params) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mistral_jax import adapter_set
+from mistral_jax import adapter_source
 from mistral_jax import artifact
 from mistral_jax import convert
 from mistral_jax import job
@@ -36,12 +37,15 @@ def load(
     Args:
         uri: a folder, a file, `package:NAME`, or hf://, s3://, gs://.
         compute: bfloat16 or float32.
-        adapters: PEFT folders by name, to be used on this base one at a time (`generate`,
-            `use_adapter`) or added up (`blend_adapters`); the first is in use.
+        adapters: PEFT folders or runs by name, likewise anywhere, to be used on this base one at a
+            time (`generate`, `use_adapter`) or added up (`blend_adapters`); the first is in use.
 
     Raises:
-        ValueError: nothing usable is there; the message says what was looked for.
+        ValueError: nothing usable is there, or an adapter is another base's; the message says
+            what was looked for.
     """
+    if adapters is not None:  # a wrong path is told before minutes of loading
+        adapters = {name: adapter_source.find(found) for name, found in adapters.items()}
     path = locate.local_path(str(uri))
     model = (
         artifact.load_run(path, compute=compute)

@@ -24,6 +24,7 @@ from mistral_jax.config import load
 from mistral_jax.config import model as model_config
 from mistral_jax.config import run as run_config
 from mistral_jax.formats import locate
+from mistral_jax.formats.fields import read_json_object
 from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
@@ -36,6 +37,7 @@ from mistral_jax.train import state as state_lib
 
 CONFIG_NAME = "config.yaml"
 CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
 # What config and weights must agree on; the rest is the config's own (lengths, initialisation).
 COMPARED = (
     "num_layers", "width", "num_heads", "num_kv_heads", "head_width", "vocab_size", "ffn",
@@ -54,6 +56,7 @@ class Artifact:
         run: the experiment, where it came from a run directory.
         weights_path: the base checkpoint on disk, or None for a model trained from scratch.
         adapters: further adapters on this base by name; see adapter_set.py.
+        directory: the run directory, where it came from one.
     """
 
     definition: definition_lib.Definition
@@ -62,6 +65,18 @@ class Artifact:
     run: run_config.RunConfig | None
     weights_path: Path | None
     adapters: Mapping[str, definition_lib.Params] = dataclasses.field(default_factory=dict)
+    directory: Path | None = None
+
+    def base_digest(self) -> str | None:
+        """Return manifest.weights_digest of the files that an adapter's base came from.
+
+        A run recorded it when it began. None: there are no files, or the run has no manifest.
+        """
+        if self.weights_path is None:
+            return None
+        if self.directory is not None:
+            return recorded_base(self.directory)
+        return manifest.weights_digest(self.weights_path)
 
     def reader(self) -> readers.ParamReader:
         """Return the parameters layer by layer, adapters folded in."""
@@ -80,6 +95,12 @@ class Artifact:
 def is_run(path: Path) -> bool:
     """Tell whether a folder is a run directory."""
     return (path / CONFIG_NAME).is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def recorded_base(folder: Path) -> str | None:
+    """Return manifest.weights_digest of what a run began from; None: no weights, or no manifest."""
+    path = folder / MANIFEST
+    return read_json_object(path).get("start_checkpoint_digest") if path.is_file() else None
 
 
 def resolve_decoder(model: model_config.Model) -> model_config.DecoderConfig:
@@ -190,7 +211,7 @@ def load_run(folder: Path, *, step: int | None = None, compute: str | None = Non
     params = frozen | state.params
     if run.adapter.kind == "none":
         path = None
-    return Artifact(definition, params, find_tokenizer(run), run, path)
+    return Artifact(definition, params, find_tokenizer(run), run, path, directory=folder)
 
 
 def restore(

@@ -18,7 +18,8 @@ LEAVE = ("/quit", "/exit")
 def run(options: argparse.Namespace) -> int:
     """Read lines until Ctrl-D or /quit; /new forgets what was said."""
     console = Console()
-    model = api.load(options.model)
+    adapters = None if options.adapter is None else {"adapter": options.adapter}
+    model = api.load(options.model, adapters=adapters)
     sampling = sampler.Sampling(options.temperature, options.top_k, options.top_p)
     generator = engine.TextGenerator(model.definition, model.params, model.tokenizer, sampling)
     console.print("Ctrl-D or /quit leaves; /new starts over.", style="dim")

@@ -176,6 +176,9 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--raw", action="store_true", help="no chat template")
+    parser.add_argument(
+        "--adapter", metavar="PATH_OR_URI", help="PEFT folder or run to put on the model"
+    )
 
 
 def _load_run(options: argparse.Namespace):
@@ -317,7 +320,8 @@ def _preflight(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from mistral_jax import api
 
-    model = api.load(options.model)
+    adapters = None if options.adapter is None else {"adapter": options.adapter}
+    model = api.load(options.model, adapters=adapters)
     completions = api.generate(
         model,
         options.prompts,

@@ -11,7 +11,6 @@ import numpy as np
 
 from mistral_jax import artifact
 from mistral_jax import export
-from mistral_jax import run_directory
 from mistral_jax import storage
 from mistral_jax import tokenizers
 from mistral_jax.formats import hub
@@ -36,13 +35,7 @@ def export_model(source: str, destination: str, *, format: str, dtype: str) -> e
     path = locate.local_path(source)
     if artifact.is_run(path):
         loaded = artifact.load_run(path, compute="float32")
-        return export_artifact(
-            loaded,
-            destination,
-            format=format,
-            dtype=dtype,
-            base_digest=run_directory.recorded_base(path),
-        )
+        return export_artifact(loaded, destination, format=format, dtype=dtype)
     if format == "peft":
         raise ValueError(f"{source}: a checkpoint has no adapter; peft exports a run directory")
     reader = weights.open_reader(path)
@@ -58,9 +51,8 @@ def export_artifact(
     format: str,
     dtype: str,
     expected: np.ndarray | None = None,
-    base_digest: str | None = None,
 ) -> export.Exported:
-    """Write a model that is loaded; `peft` writes its adapter alone.
+    """Write a model that is loaded; `peft` writes its adapter alone, with its base's digest.
 
     Args:
         model: what to write.
@@ -68,7 +60,6 @@ def export_artifact(
         format: hf, consolidated, gguf or peft.
         dtype: of the weights; see export.write_model.
         expected: the model's reference logits, where the caller has them already.
-        base_digest: manifest.weights_digest of an adapter's base, which the adapter records.
 
     Raises:
         ValueError: peft is asked of a model without adapters, or the format cannot hold it.
@@ -95,7 +86,7 @@ def export_artifact(
             adapter,
             path,
             base_model=_base_name(model),
-            base_digest=base_digest,
+            base_digest=model.base_digest(),
             is_interleaved=export.has_interleaved_rows(base),
         )
         if expected is None:
@@ -203,9 +194,11 @@ def _named(exported: export.Exported, path: Path, destination: str | Path) -> ex
 
 def _base_name(model: artifact.Artifact) -> str:
     """Return what an adapter calls its base: the Hub's name, or where it lies here."""
+    if model.weights_path is None:  # drawn, or trained whole: what the run began from is not it
+        return ""
     uri = model.run.model.weights if model.run is not None else None
     if uri is not None and uri.startswith("hf://"):
         return hub.parse(uri).name
     if uri is not None and storage.is_remote(uri):
         return uri
-    return str(model.weights_path or "")
+    return str(model.weights_path)

@@ -156,7 +156,8 @@ def write_adapter(
     """Write a PEFT adapter folder from our stacked adapter parameters, in float32.
 
     PEFT reads Mixtral's experts where gate_proj and up_proj both have adapters. It has no names
-    for experts beside shared ones or dense layers of the same target: those files are for us.
+    for experts beside shared ones or dense layers of the same target: those files are for us, and
+    their metadata says so.
 
     Args:
         params: the adapter's, by path.
@@ -194,7 +195,11 @@ def write_adapter(
     arrays = {path: np.asarray(value) for path, value in params.items()}
     sources = peft.adapter_sources(table, arrays, np.dtype(np.float32))
     written = peft.write_adapter(
-        destination, settings, sources, module_names=peft.module_names(config)
+        destination,
+        settings,
+        sources,
+        module_names=peft.module_names(config),
+        not_for_peft=peft.reason_not_for_peft(config, adapter.target_modules),
     )
     return Exported("peft", str(destination), written.size_bytes)
 

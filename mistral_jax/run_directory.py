@@ -22,7 +22,7 @@ from mistral_jax.config import load
 from mistral_jax.config import run as run_config
 from mistral_jax.train import held_out
 
-MANIFEST = "manifest.json"
+MANIFEST = artifact.MANIFEST
 MEASURED = "measured.json"
 PLAN = "plan.json"
 RESUMES = "resumes.jsonl"
@@ -134,12 +134,6 @@ def refuse_other_experiment(directory: Path, run: run_config.RunConfig) -> None:
             f"{directory} holds another experiment; {'; '.join(found)}; "
             "set these back, choose another output=, or start beside it with fresh=true"
         )
-
-
-def recorded_base(directory: Path) -> str | None:
-    """Return manifest.weights_digest of what a run began from; None: no weights, or no manifest."""
-    path = directory / MANIFEST
-    return _read_json(path).get("start_checkpoint_digest") if path.is_file() else None
 
 
 def check_resume(

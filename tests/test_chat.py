@@ -49,8 +49,9 @@ def test_a_turn_that_is_too_long_does_not_end_the_chat(
     )
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{'long ' * 99}\nhi\n"))
     options = argparse.Namespace(
-        model=str(tmp_path), temperature=0.0, top_k=None, top_p=1.0, max_tokens=2, seed=0, raw=False
-    )
+        model=str(tmp_path), adapter=None, temperature=0.0, top_k=None, top_p=1.0, max_tokens=2,
+        seed=0, raw=False,
+    )  # fmt: skip
     assert chat.run(options) == 0
     out = capsys.readouterr().out
     assert out.index("error: ") < out.index("model ")

@@ -8,9 +8,12 @@ import pytest
 import mistral_jax
 from mistral_jax import artifact
 from mistral_jax import export
+from mistral_jax import manifest
 from mistral_jax import rng
 from mistral_jax import sharding
+from mistral_jax import tokenizers
 from mistral_jax.config import model as model_config
+from mistral_jax.formats import peft
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
 from mistral_jax.models import weights
@@ -30,7 +33,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, artifact.Ar
     params = definition_lib.initialise(definition_lib.define(config), rng.seed_key(1), mesh)
     reader = readers.TreeReader(params, config)
     base = folder / "base"
-    export.write_model(reader, base, format="hf", dtype="bfloat16", tokenizer=None, name="base")
+    export.write_model(
+        reader, base, format="hf", dtype="bfloat16",
+        tokenizer=tokenizers.load_tokenizer("bytes"), name="base",
+    )  # fmt: skip
     (folder / "docs").mkdir()
     (folder / "docs" / "words.txt").write_text("The harbour lies in the north. " * 400)
     result = mistral_jax.train(
@@ -73,3 +79,29 @@ def test_the_adapter_alone_is_a_peft_folder(
     assert set(found) == set(model.definition.trainable_paths())
     for path, value in found.items():
         np.testing.assert_array_equal(value, np.asarray(model.params[path]), err_msg=path)
+
+
+def test_the_run_is_an_adapter_of_its_base_alone(
+    trained: tuple[Path, artifact.Artifact], tmp_path: Path
+) -> None:
+    base, model = trained
+    run = model.directory
+    assert run is not None
+    loaded = mistral_jax.load(str(base), compute="float32", adapters={"harbour": run})
+    for path in model.definition.trainable_paths():
+        np.testing.assert_array_equal(loaded.params[path], model.params[path], err_msg=path)
+    mistral_jax.save(model, tmp_path / "adapter", format="peft")
+    recorded = peft.AdapterFile(tmp_path / "adapter").settings.base_digest
+    assert recorded == manifest.weights_digest(base) == artifact.recorded_base(run)
+    with pytest.raises(ValueError, match="the model has adapters already"):
+        mistral_jax.load(str(run), adapters={"again": run})
+    config = model.definition.config
+    mesh = sharding.single_device_mesh()
+    params = definition_lib.initialise(definition_lib.define(config), rng.seed_key(2), mesh)
+    reader, other = readers.TreeReader(params, config), tmp_path / "other"
+    export.write_model(
+        reader, other, format="hf", dtype="bfloat16",
+        tokenizer=tokenizers.load_tokenizer("bytes"), name="other",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"run was trained on a base whose files are .*other has"):
+        mistral_jax.load(str(other), adapters={"harbour": run})

@@ -5,11 +5,14 @@ model starts equal to its base. Stacked layers have stacked adapters: A is [L, i
 of a mixture has its own: [L, groups, experts, in, R].
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
+from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import PRNGKeyArray
 
@@ -73,10 +76,12 @@ class LoraLinear(layers.Linear):
     ) -> Float[Array, "... n_out"]:
         """Return the adapter's own output, scaled."""
         x = x.astype(self.compute_dtype)
+        lora_a = self.lora_a[...].astype(self.compute_dtype)
         if dropout_key is not None and self.dropout > 0:
             is_kept = jax.random.bernoulli(dropout_key, 1 - self.dropout, x.shape)
-            x = jnp.where(is_kept, x / (1 - self.dropout), 0).astype(self.compute_dtype)
-        narrow = layers.project(x, self.lora_a[...].astype(self.compute_dtype))
+            narrow = _project_kept(x, is_kept, lora_a, self.dropout)
+        else:
+            narrow = layers.project(x, lora_a)
         # The scale acts on [.., R], not on [.., out]: one pass less over the wide array.
         narrow = narrow * jnp.asarray(self.scale, self.compute_dtype)
         return layers.project(narrow, self.lora_b[...].astype(self.compute_dtype))
@@ -86,6 +91,17 @@ class LoraLinear(layers.Linear):
         # float32: the update is small beside the kernel.
         update = (self.lora_a[...] @ self.lora_b[...]) * self.scale
         return (self.base_kernel().astype(jnp.float32) + update).astype(self.compute_dtype)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _project_kept(
+    x: Float[Array, "... n_in"],
+    is_kept: Bool[Array, "... n_in"],
+    kernel: Float[Array, "n_in R"],
+    dropout: float,
+) -> Float[Array, "... R"]:
+    """Drop inputs and project; the backward pass keeps a byte for each, not the dropped input."""
+    return layers.project(jnp.where(is_kept, x / (1 - dropout), 0).astype(x.dtype), kernel)
 
 
 class LoraExpertKernel(moe.ExpertKernel):

@@ -8,6 +8,7 @@ peft_experts.py. Variants that our adapters do not compute (biases, saved module
 
 import dataclasses
 import json
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,8 @@ PEFT_NAMES = {
 }
 # Mixtral's, of an expert.
 EXPERT_NAMES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-BASE_DIGEST = "base_digest"
+# Keys of the weights file's metadata.
+BASE_DIGEST, NOT_FOR_PEFT = "base_digest", "not_for_peft"
 # What PEFT starts an adapter as, where the base stays as it is.
 PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 # PEFT before 0.9 called the magnitude so.
@@ -76,16 +78,24 @@ def write_adapter(
     sources: Iterable[TensorSource],
     *,
     module_names: Mapping[str, str] = PEFT_NAMES,
+    not_for_peft: str | None = None,
 ) -> WrittenFile:
     """Write an adapter folder; tensors carry PEFT's names and layouts already.
 
-    `module_names` are the last parts of the adapted modules' names, by ours.
+    Args:
+        folder: where to.
+        settings: of the adapter.
+        sources: its tensors.
+        module_names: the last parts of the adapted modules' names, by ours.
+        not_for_peft: see reason_not_for_peft; the file's metadata says it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt"}
     if settings.base_digest is not None:
         metadata[BASE_DIGEST] = settings.base_digest
+    if not_for_peft is not None:
+        metadata[NOT_FOR_PEFT] = not_for_peft
     written = write_safetensors_file(folder / WEIGHTS_NAME, sources, metadata=metadata)
     # PEFT wants a whole alpha where it can be one.
     alpha = int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha
@@ -225,6 +235,24 @@ def module_names(shape: DecoderShape) -> dict[str, str]:
         return PEFT_NAMES
     experts = names.expert_module_names(shape)
     return PEFT_NAMES | {ours: theirs.rpartition(".")[2] for ours, theirs in experts.items()}
+
+
+def reason_not_for_peft(shape: DecoderShape, target_modules: Collection[str]) -> str | None:
+    """Return in a sentence why PEFT (0.21) does not read an adapter's file; None where it does."""
+    wanted = [name for name in names.MLP_PROJECTIONS if name in target_modules]
+    mixture = names.mixture_spelling(shape, "hf")
+    if mixture is None or not wanted:
+        return None
+    if "{}" not in mixture.experts["gate_proj"]:
+        return "PEFT has no names for single experts of this family: load with mistral_jax"
+    if shape.ffn.num_shared_experts or shape.ffn.num_dense_layers:
+        return (
+            "PEFT has no names for routed experts beside shared ones or dense layers: load with "
+            "mistral_jax"
+        )
+    if ("gate_proj" in wanted) != ("up_proj" in wanted):
+        return "PEFT reads gate_proj and up_proj of experts only together: load with mistral_jax"
+    return None
 
 
 def adapter_sources(

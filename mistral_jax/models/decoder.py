@@ -310,7 +310,15 @@ class Decoder(nnx.Module):
         """
         graph, state = nnx.split(stack)
 
-        def run_layer(x: Float[Array, "B T D"], inputs: tuple, *, reach: int | None) -> tuple:
+        reaches = self.config.attention.reaches
+
+        def run_layer(
+            x: Float[Array, "B T D"], inputs: tuple, *, reach: int | None, offset: int
+        ) -> tuple:
+            # A scan keeps its own inputs for the backward pass without a copy, but not slices of
+            # them: what a period's layers share is cut in here, under the checkpoint.
+            if len(reaches) > 1:
+                inputs = jax.tree.map(operator.itemgetter(offset), inputs)
             layer_state, layer_cache, index, replay = inputs
             x = ad_checkpoint.checkpoint_name(x, LAYER_INPUT)
             key = common.dropout_key
@@ -323,22 +331,29 @@ class Decoder(nnx.Module):
                 dropout_key=None if key is None else rng.counter_key(key, index),
             )
 
-        reaches = self.config.attention.reaches
-        runs = [functools.partial(run_layer, reach=reach) for reach in reaches]
+        runs = [
+            functools.partial(run_layer, reach=reach, offset=offset)
+            for offset, reach in enumerate(reaches)
+        ]
         if self.runtime.remat != "none":
             policy = REMAT_POLICIES[self.runtime.remat]
             runs = [jax.checkpoint(run, policy=policy, prevent_cse=False) for run in runs]
 
         def run_period(x: Float[Array, "B T D"], inputs: tuple) -> tuple:
             outs = []
-            for offset, run in enumerate(runs):
-                x, *out = run(x, jax.tree.map(operator.itemgetter(offset), inputs))
+            for run in runs:
+                x, *out = run(x, inputs)
                 outs.append(out)
+            if len(runs) == 1:
+                return x, outs[0]
             return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
         indices = jnp.arange(start, start + depth, dtype=jnp.uint32)
         replay = None if stack is self.dense_layers else common.control.replay
         stacked = (state, caches, indices, replay)
+        if len(runs) == 1:
+            x, (caches, aux) = jax.lax.scan(run_period, x, stacked)
+            return x, caches, aux
         shape = (depth // len(runs), len(runs))
         periods = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), stacked)
         x, outs = jax.lax.scan(run_period, x, periods)

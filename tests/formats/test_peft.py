@@ -12,6 +12,7 @@ import pytest
 from mistral_jax.formats import detect
 from mistral_jax.formats import names
 from mistral_jax.formats import peft
+from mistral_jax.formats.safetensors_file import SafetensorsReader
 from mistral_jax.formats.tensor_source import TensorSource
 
 SHAPE = detect.decoder_shape(
@@ -129,6 +130,59 @@ def test_experts_have_the_names_of_modules_of_their_own() -> None:
         "layers/mlp/down_proj/lora_b", (1, 1, 0), (8, 3),
     )  # fmt: skip
     assert peft.module_names(MIXTRAL)["up_proj"] == "w3"
+
+
+def mixture(**changes: Any) -> names.DecoderShape:
+    """Return DeepSeek's kind of decoder; sigmoid scores make it V3, softmax Mistral 4."""
+    ffn = {"kind": "moe", "width": 12, "num_experts": 4, "top_k": 2, "router": {"kind": "sigmoid"}}
+    attention = {
+        "kind": "latent", "query_rank": 6, "latent_rank": 5, "content_width": 3,
+        "rotary_width": 4, "value_width": 3,
+    }  # fmt: skip
+    return detect.decoder_shape(
+        {
+            "num_layers": 2, "width": 8, "num_heads": 2, "num_kv_heads": 2, "head_width": 7,
+            "vocab_size": 10, "tied_head": True, "qkv_bias": False, "attention": attention,
+            "ffn": ffn | changes,
+        }
+    )  # fmt: skip
+
+
+# As PEFT 0.21 does, see tests/peers/test_adapters.py.
+@pytest.mark.parametrize(
+    ("shape", "modules", "reason"),
+    [
+        (SHAPE, ("q_proj", "up_proj"), None),
+        (MIXTRAL, ("q_proj", "down_proj"), None),
+        (MIXTRAL, ("gate_proj", "up_proj"), None),
+        (MIXTRAL, ("gate_proj", "down_proj"), "only together"),
+        (mixture(), ("gate_proj", "up_proj"), None),
+        (mixture(num_shared_experts=1), ("o_proj",), None),
+        (mixture(num_shared_experts=1), ("down_proj",), "beside shared ones"),
+        (mixture(num_dense_layers=1, dense_width=16), ("down_proj",), "or dense layers"),
+        (mixture(router={"kind": "softmax"}), ("down_proj",), "single experts of this family"),
+    ],
+)  # fmt: skip
+def test_a_file_that_peft_does_not_read_says_so(
+    tmp_path: Path, shape: names.DecoderShape, modules: tuple[str, ...], reason: str | None
+) -> None:
+    table = names.entries(shape, "peft", target_modules=modules, rank=2)
+    sources = [
+        TensorSource(
+            entry.foreign_name, entry.shape, np.dtype(np.float32),
+            functools.partial(np.zeros, entry.shape, np.float32),
+        )
+        for entry in table
+    ]  # fmt: skip
+    settings = peft.AdapterSettings(2, 4.0, 0.0, modules, "base")
+    found = peft.reason_not_for_peft(shape, modules)
+    peft.write_adapter(
+        tmp_path, settings, sources, module_names=peft.module_names(shape), not_for_peft=found
+    )
+    metadata = SafetensorsReader(tmp_path / peft.WEIGHTS_NAME).metadata
+    assert metadata == {"format": "pt"} | ({} if found is None else {"not_for_peft": found})
+    assert (found is None) == (reason is None)
+    assert reason is None or (found is not None and reason in found)
 
 
 def write_stacked(folder: Path, *, rank: int, gate_up_rank: int, both: bool = False) -> dict:

@@ -20,8 +20,8 @@ from launch.commands import Request
 from mistral_jax.config import load
 
 PROGRAMS = (
-    "gcloud", "kubectl", "xpk", "sbatch", "srun", "scontrol", "squeue", "scancel", "sky", "rsync",
-    "aws",
+    "gcloud", "kubectl", "xpk", "docker", "sbatch", "srun", "scontrol", "squeue", "scancel", "sky",
+    "rsync", "aws",
 )  # fmt: skip
 LOCKS = ("core", "tpu", "cuda13", "data")
 # Ends by the n-th line of BASE/codes, 0 where there is none.
@@ -106,6 +106,26 @@ class FakeCloud:
         file = self.base / "trains"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         return [line.split("|")[1:] for line in lines if line.startswith(f"{verb}|")]
+
+
+# On a host: `mounts` of its home holds "SHARE FOLDER" a line; BASE/no_nfs lets every mount fail.
+MOUNTED = 'grep " $2\\$" "$HOME/mounts" 2>/dev/null'
+SUDO = """[ "$1" != -n ] || shift
+echo "$@" >>"$HOME/sudo"
+case $1 in
+    mkdir | chmod) exec "$@" ;;
+    mount) [ ! -e {base}/no_nfs ] || {{ echo 'mount.nfs: Connection timed out' >&2; exit 32; }}
+        echo "$4 $5" >>"$HOME/mounts" ;;
+esac
+"""
+
+
+def fake_mounts(cloud: FakeCloud) -> None:
+    """Put programs on PATH that mount nothing, and know for each host what they were asked for."""
+    cloud.program("sudo", SUDO.format(base=cloud.base))
+    cloud.program("mountpoint", f"{MOUNTED} >/dev/null\n")
+    found = 'grep " $5\\$" "$HOME/mounts" | cut -d " " -f 1'
+    cloud.program("findmnt", f"{found}\n")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What gcloud, kubectl, SLURM's programs, sky, xpk, aws and rsync do in the tests of launchers.
+"""What gcloud, kubectl, docker, SLURM's programs, sky, xpk, aws, rsync do in launchers' tests.
 
 Run as `python fake_programs.py BASE NAME ARGUMENT...` by small scripts on PATH (fake_cloud.py).
 Each call is written down, as a JSON list, in BASE/calls.jsonl. What would reach a host does reach
@@ -54,6 +54,8 @@ def gcloud(words):
     area, verb = words[2:4] if words[0] == "compute" else words[:2]
     if (area, verb) in PREPARATION:
         return 0
+    if (area, verb) == ("storage", "objects"):
+        return object_of(words[3])
     if (area, verb) == ("storage", "rsync"):
         source, goal = words[-2:]
         return copy_bucket(source, goal, skipped=("checkpoints", "data", "export"))
@@ -99,6 +101,13 @@ def tpu_scp(places, hosts):
     return 0
 
 
+def object_of(uri):
+    if not (BASE / "buckets" / uri.partition("://")[2]).is_file():
+        fail(f"ERROR: (gcloud.storage.objects.describe) NOT_FOUND: {uri}")
+    print(uri.rpartition("/")[2])
+    return 0
+
+
 def copy_bucket(source, goal, skipped):
     folder = BASE / "buckets" / source.partition("://")[2]
     if not folder.is_dir():
@@ -109,7 +118,10 @@ def copy_bucket(source, goal, skipped):
 
 
 def kubectl(words):
-    """Keep what is applied; then pods and sets as pods.json and sets.json tell, one a call."""
+    """Keep what is applied; then pods and sets as pods.json and sets.json tell, one a call.
+
+    null stands for a set that is not there. After a delete, sets are as sets_after.json tells.
+    """
     verb = next(word for word in words if not word.startswith("--"))
     if verb == "apply":
         shutil.copy(option(words, "filename"), BASE / "applied.yaml")
@@ -117,11 +129,13 @@ def kubectl(words):
     elif verb == "get":
         kind = "sets.json" if "jobset" in words else "pods.json"
         answers = load(kind, [])
-        if not answers:
+        store(kind, answers[1:] or answers)
+        if not answers or answers[0] is None:
             fail("Error from server (NotFound): not found")
         print(json.dumps(answers[0]))
-        store(kind, answers[1:] or answers)
-    elif verb not in ("logs", "delete"):
+    elif verb == "delete":
+        store("sets.json", load("sets_after.json", load("sets.json", [])))
+    elif verb != "logs":
         fail(f"error: unknown command {verb}")
     elif verb == "logs":
         print(f"log of {words[-1]}")
@@ -192,6 +206,16 @@ def scancel(words):
 
 def sky(words):
     """Do what `sky launch` does on the machine: workdir, setup, run."""
+    if words[:2] == ["jobs", "queue"]:
+        print(
+            load("sky_says.json", "") + json.dumps(load("sky_jobs.json", []), indent=2)
+        )  # as sky prints it
+    elif words[:2] == ["jobs", "launch"]:
+        told = {"job_id": 7, "job_name": option(words, "name"), "status": "STARTING"}
+        store("sky_jobs.json", [*load("sky_jobs.json", []), told])
+    elif words[:2] == ["jobs", "cancel"]:
+        jobs = load("sky_jobs.json", [])
+        store("sky_jobs.json", [job for job in jobs if job["job_name"] != option(words, "name")])
     if words[0] in ("down", "jobs"):
         return 0
     import yaml
@@ -219,6 +243,10 @@ def rsync(words):
 
 def aws(words):
     return copy_bucket(*words[-2:], skipped=("checkpoints", "data", "export"))
+
+
+def docker(words):
+    return 0
 
 
 def xpk(words):

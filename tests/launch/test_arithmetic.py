@@ -97,6 +97,24 @@ def test_idle_experts_cost_hardware_only_where_all_run():
     assert everything.hardware / everything.model == pytest.approx(46.7 / 12.88, rel=0.02)
 
 
+@pytest.mark.parametrize("frozen", ["nf4", "int8"])
+def test_experts_in_codes_run_again_once_under_every_remat(frozen):
+    mixture, adapter = presets.PRESETS["mixtral_8x7b"], LoraAdapter(rank=8, alpha=8.0)
+
+    def flops(remat, experts, frozen):
+        return arithmetic.flops_per_token(mixture, adapter, 1, remat, experts, frozen=frozen)
+
+    held, codes = (flops("none", "ragged", kind) for kind in ("checkpoint", frozen))
+    # Two experts of 32 layers, and their adapters of rank 8 on three projections.
+    again = 2 * 32 * 2 * 3 * (4096 * 14336 + 8 * (4096 + 14336))
+    assert (held.recompute, codes.recompute) == (0, again)
+    assert codes.model == held.model
+    # Full remat runs them once as well, not twice.
+    assert flops("full", "ragged", frozen) == flops("full", "ragged", "checkpoint")
+    # The oracle keeps its products.
+    assert flops("none", "all", frozen) == flops("none", "all", "checkpoint")
+
+
 def test_latent_attention_counts_its_own_widths():
     # 128 heads: scores over 128 + 64 channels, values over 128; half of 4097 keys on average.
     flops = arithmetic.attention_flops(presets.PRESETS["msem_671b"], 4096)

@@ -18,6 +18,7 @@ from launch import target as target_lib
 from launch import tpu_pod
 from mistral_jax import cli
 from mistral_jax.config import load
+from tests.launch import fake_cloud
 from tests.launch.fake_cloud import FakeCloud
 
 PAGE = commands.ROOT / "docs" / "tpu-pod.md"
@@ -39,7 +40,7 @@ def cloud(tmp_path, monkeypatch):
         with (made.base / "venv" / ".installed").open("a", encoding="utf-8") as file:
             file.write("".join(marks))
     made.program("nvidia-smi", "echo 595.42.01\n")
-    made.program("sudo", 'echo "$@" >>"$HOME/sudo"; case $1 in mkdir | chmod) exec "$@" ;; esac\n')
+    fake_cloud.fake_mounts(made)
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(commands.ROOT)
@@ -49,14 +50,13 @@ def cloud(tmp_path, monkeypatch):
     bucket.mkdir(parents=True)
     (bucket / "report.html").write_text("done")
     finished = {"metadata": {"name": "p", "uid": "p"}, "status": {"phase": "Succeeded"}}
-    made.store("sets.json", [{"status": {"terminalState": "Completed"}}])
+    made.store("sets.json", [None, {"status": {"terminalState": "Completed"}}])
     made.store("pods.json", [{"items": [finished]}])
     return made
 
 
 def test_every_line_of_the_page_runs(cloud, capfd):
-    mount = cloud.base / "mount"  # stands for the page's; the slice finds it there
-    mount.mkdir()
+    mount = cloud.base / "mount"  # stands for the page's
     text = PAGE.read_text(encoding="utf-8")
     lines = lines_of(text.replace("/mnt/shared", str(mount)))
     name = f"name=test_docs_{os.getpid()}"  # whoever keeps a run of these configs keeps it
@@ -76,11 +76,21 @@ def test_every_line_of_the_page_runs(cloud, capfd):
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     called = {argv[0] for argv in cloud.calls()}
-    assert called >= {"gcloud", "kubectl", "xpk", "sbatch", "srun", "scancel", "sky", "rsync"}
+    assert called >= {
+        "gcloud",
+        "kubectl",
+        "docker",
+        "xpk",
+        "sbatch",
+        "srun",
+        "scancel",
+        "sky",
+        "rsync",
+    }
     assert len(cloud.runs()) == 4 + 4 + 4 + 1  # two launches of the slice, SLURM's, SkyPilot's
     for index in range(4):
         done = (cloud.base / f"host-{index}" / "sudo").read_text(encoding="utf-8")
-        assert f"mount -t nfs 10.0.0.2:/shared {mount}\n" in done
+        assert done.count(f"mount -t nfs 10.0.0.2:/shared {mount}\n") == 1  # of two launches
     verbs = [argv[4] for argv in cloud.calls("gcloud") if "queued-resources" in argv]
     assert verbs.count("create") == 1 and verbs.count("delete") == 1 and verbs.count("list") == 2
     shown = capfd.readouterr().out

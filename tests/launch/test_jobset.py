@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from launch import bundle
+from launch import clear_jobset
 from launch import commands
 from launch import follow_jobset
 from launch import jobset
@@ -232,7 +233,7 @@ def test_gpu_nodes_find_each_other_by_the_headless_service(on_gpus):
     assert field == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 8}
     assert pod["nodeSelector"] == {"pool": "h100"}
-    assert "annotations" not in document["metadata"]
+    assert set(document["metadata"]["annotations"]) == {clear_jobset.CONTENTS}
     assert [step.path.name for step in jobset.steps(on_gpus) if isinstance(step, WriteFile)] == [
         "jobset.yaml"
     ]
@@ -250,7 +251,9 @@ def test_the_config_map_brings_the_same_experiment(asked, tmp_path):
 def test_a_set_is_applied_followed_over_a_restart_and_fetched(cloud):
     mine = request(CONFIG, "k8s_v5e_16", [f"name=test_set_{os.getpid()}", OUTPUT], [IMAGE, *SHARED])
     running, ended = {"restarts": 1}, {"terminalState": "Completed", "restarts": 1}
-    cloud.store("sets.json", [{}, {}, *({"status": each} for each in (running, running, ended))])
+    cloud.store(
+        "sets.json", [None, {}, {}, *({"status": each} for each in (running, running, ended))]
+    )
     pending = {"phase": "Pending", "conditions": [{"status": "False", "message": "0/4 nodes"}]}
     cloud.store("pods.json", [
         {"items": []}, {"items": [pod("a", pending)]}, {"items": [pod("a", {"phase": "Failed"})]},
@@ -290,6 +293,74 @@ def pod(name, status):
     return {"metadata": {"name": name, "uid": name, "creationTimestamp": name}, "status": status}
 
 
+def relaunch(cloud, before, *, after=None):
+    """Launch over a set that is there; return what was said and kubectl's verbs, up to following.
+
+    `after` is what the set is like once it was deleted, or left.
+    """
+    name = f"name=test_again_{os.getpid()}"
+    mine, said = request(CONFIG, "k8s_v5e_16", [name, OUTPUT], [IMAGE, *SHARED]), []
+    contents = jobset.job_set(mine)["metadata"]["annotations"]
+    if before.pop("is_same", True):
+        before = {**before, "metadata": {"annotations": contents, **before.get("metadata", {})}}
+    cloud.store("sets.json", [before])
+    cloud.store("sets_after.json", [{"status": {"terminalState": "Completed"}}])
+    cloud.store("pods.json", [{"items": [pod("a", {"phase": "Succeeded"})]}])
+    steps = jobset.steps(mine)
+    until = next(i for i, step in enumerate(steps) if "follow_jobset" in str(step))
+    with fake_cloud.launched(mine) as results:
+        if before.get("status", {}).get("terminalState"):
+            commands.execute(steps, said.append)
+            assert (results / "report.html").exists()
+        else:
+            commands.execute(steps[:until], said.append)
+    words = [[word for word in argv if word[:2] != "--"] for argv in cloud.calls("kubectl")]
+    changing = [argv[1:] for argv in words if argv[1] in ("apply", "delete")]
+    return "\n".join(said), changing, mine
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"status": {"terminalState": "Failed"}},
+        {"status": {"terminalState": "Completed"}, "is_same": False, "metadata": {}},
+        {"metadata": {"deletionTimestamp": "2026-11-21T00:00:00Z"}},
+    ],
+)
+def test_a_set_that_failed_is_created_anew(cloud, before):
+    said, changing, mine = relaunch(cloud, before)
+    name = jobset.job_set(mine)["metadata"]["name"]
+    assert changing == [["delete", "jobset", name], ["apply"]]
+    assert "it is deleted and created anew; the run goes on from its checkpoint" in said
+    (delete,) = [argv for argv in cloud.calls("kubectl") if "delete" in argv]
+    assert {"--cascade=foreground", "--wait=true", "--ignore-not-found"} < set(delete)
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ({"status": {"terminalState": "Completed"}}, "has completed; to run it again: kubectl"),
+        ({"status": {"restarts": 1}}, "nothing of it is replaced"),
+        ({"metadata": {}, "is_same": False}, "differs from what is launched now; to replace it"),
+    ],
+)
+def test_a_set_that_lives_or_has_completed_stays(cloud, before, told):
+    said, changing, mine = relaunch(cloud, before)
+    assert changing == [] and told in said
+    if "to r" in told:
+        assert shlex.join(jobset.stop_steps(mine)[0].argv) in said
+
+
+def test_the_contents_tell_another_image_and_another_config(asked):
+    def contents(made):
+        return jobset.job_set(made)["metadata"]["annotations"][clear_jobset.CONTENTS]
+
+    assert contents(asked) == contents(asked)
+    assert contents(asked) != contents(with_launcher(asked, image="image:2"))
+    other = asked.run.model_copy(update={"output": "gs://bucket/other"})
+    assert contents(asked) != contents(dataclasses.replace(asked, run=other))
+
+
 def test_a_failed_set_fails_and_a_silent_cluster_is_told(cloud, capfd):
     arguments = ["--namespace", "n", "--name", "x", "--poll-s", "0"]
     cloud.store("sets.json", [{"status": {"terminalState": "Failed"}}])
@@ -306,14 +377,17 @@ def test_a_failed_set_fails_and_a_silent_cluster_is_told(cloud, capfd):
     [
         ('no matches for kind "JobSet" in version', "has no JobSet controller"),
         ("The connection to the server localhost:8080 was refused", "use-context"),
+        ('error: the server doesn\'t have a resource type "jobset"', "has no JobSet controller"),
         ("spec.network: Invalid value: field is immutable", "delete it"),
     ],
 )
 def test_kubectls_refusals_come_with_what_to_do(cloud, asked, stderr, fix):
     cloud.program("kubectl", f"echo {shlex.quote(stderr)} >&2; exit 1\n")
-    apply = next(s for s in jobset.steps(asked) if isinstance(s, Command))
-    with pytest.raises(commands.CommandFailed, match=fix):
-        commands.run_command(apply, print)
+    look, apply, *_ = (s for s in jobset.steps(asked) if isinstance(s, Command))
+    assert apply.argv[1] == "apply"
+    for step in (look, apply):
+        with pytest.raises(commands.CommandFailed, match=fix):
+            commands.run_command(step, print)
 
 
 @pytest.mark.parametrize(

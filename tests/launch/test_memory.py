@@ -13,6 +13,7 @@ from mistral_jax import artifact
 from mistral_jax import sharding
 from mistral_jax.config import load
 from mistral_jax.config import presets
+from mistral_jax.config.model import DoraAdapter
 from mistral_jax.config.model import LoraAdapter
 from mistral_jax.config.model import NoAdapter
 from mistral_jax.config.optimizer import Adafactor
@@ -107,6 +108,59 @@ def test_each_remat_keeps_less_than_the_one_before():
 def test_accumulation_holds_a_second_set_of_gradients():
     once, twice = (bytes_of(NoAdapter(), accumulation=count).gradients for count in (1, 2))
     assert twice == 2 * once
+
+
+def test_adapters_keep_what_their_shapes_say():
+    plain = LoraAdapter(rank=16, alpha=16.0)
+    dropped = LoraAdapter(rank=16, alpha=16.0, dropout=0.1)
+    magnitudes = DoraAdapter(rank=16, alpha=16.0)
+    tokens, layers = 4 * 1024, 32
+    # q, k, v, o; gate, up, down.
+    inputs = 3 * 4096 + 4096 + 2 * 4096 + 14336
+    outputs = 4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096
+
+    def kept(adapter, remat, **changes):
+        return bytes_of(adapter, remat=remat, **changes).activations
+
+    # The mask is booleans; two outputs in float32.
+    assert kept(dropped, "none") - kept(plain, "none") == tokens * layers * inputs
+    assert kept(magnitudes, "none") - kept(plain, "none") == tokens * layers * outputs * 8
+    # Products: A's and B's of every projection. A base in codes has none that a policy sees.
+    codes = bytes_of(plain, remat="dots", frozen="nf4").activations
+    assert codes == tokens * layers * 2 * (4096 + 7 * 16 + outputs)
+    assert kept(dropped, "dots") - kept(plain, "dots") == tokens * layers * inputs
+    assert kept(magnitudes, "dots") == kept(plain, "dots")
+    assert kept(dropped, "full") == kept(plain, "full") == 2 * tokens * layers * 4096
+    # A tensor axis splits the wide sides: outputs, but of o and down, inputs of these alone.
+    halves = ONE_DEVICE | {"tensor": 2}
+    split = kept(dropped, "none", mesh=halves) - kept(plain, "none", mesh=halves)
+    assert split == tokens * layers * (inputs - 4096 // 2 - 14336 // 2)
+
+
+def test_adapters_of_routed_experts_keep_nothing_and_codes_keep_no_rows():
+    mixture = presets.PRESETS["mixtral_8x7b"]
+    modules = ("gate_proj", "up_proj", "down_proj")
+    few, many = (LoraAdapter(rank=rank, alpha=8.0, target_modules=modules) for rank in (1, 64))
+
+    def kept(adapter, **changes):
+        return bytes_of(adapter, decoder=mixture, remat="none", experts="ragged", **changes)
+
+    assert kept(few).activations == kept(many).activations
+    numbers = kept(few), kept(few, frozen="nf4")
+    saved = numbers[0].activations - numbers[1].activations
+    assert saved == 32 * numbers[0].dispatch > 0
+
+
+def test_no_remat_keeps_kernels_that_were_cast():
+    layers = 7_248_023_552 - 2 * 32768 * 4096 - 65 * 4096
+    held = {
+        size: bytes_of(NoAdapter(), remat="none", compute_bytes=size).activations for size in (2, 4)
+    }
+    tokens = 4 * 1024 * 32
+    norms = {size: 2 * 4096 * (3 * 4 + size) for size in held}
+    rows = {size: size * (3 * 4096 + 3 * 1024 + 6 * 14336) + 32 * 4 for size in held}
+    assert held[2] == tokens * (norms[2] + rows[2]) + 2 * layers
+    assert held[4] == tokens * (norms[4] + rows[4])
 
 
 def test_reference_attention_holds_scores_and_cudnn_does_not():

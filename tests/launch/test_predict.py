@@ -70,6 +70,23 @@ def test_many_narrow_experts_lose_what_was_reported():
     assert 0.24 < share(56, 14, 2048) < 0.29
 
 
+def test_experts_in_codes_take_the_time_to_run_again():
+    mixture, adapter = presets.PRESETS["mixtral_8x7b"], LoraAdapter(rank=8, alpha=8.0)
+
+    def step(are_experts_rerun, remat):
+        names = predict.recomputed_names(
+            mixture, adapter, remat, are_experts_rerun=are_experts_rerun
+        )
+        work = predict.Workload(mixture, MESH, 4096, 8, 1, names, adapter)
+        return predict.step_time(work, target.load_target("v5p_128"))
+
+    held, again = step(False, "none"), step(True, "none")
+    assert again.experts == pytest.approx(1.5 * held.experts)  # forward, dX; forward again
+    assert again.row_moves == pytest.approx(1.5 * held.row_moves)
+    assert again.attention == held.attention
+    assert step(True, "full") == step(False, "full")
+
+
 def workload(**changes):
     decoder = presets.PRESETS["msem_671b"]
     names = predict.recomputed_names(decoder, NoAdapter(), "full")

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 from launch import bundle
 from launch import commands
+from launch import sky_queue
 from launch import skypilot
 from launch import target as target_lib
 from launch.commands import Command
@@ -123,9 +125,53 @@ def test_a_spot_machine_recovers_and_writes_to_a_bucket():
     assert task["setup"] == "sh launch/host.sh setup auto data\n"
     name = task["name"]
     found = argv_of(skypilot.steps(made))
-    assert found[0][:5] == ("sky", "jobs", "launch", "--yes", f"--name={name}")
-    assert found[2][:3] == ("aws", "s3", "sync")
+    assert found[0] == (sys.executable, "-m", "launch.sky_queue", "--name", name)
+    assert found[1][:5] == ("sky", "jobs", "launch", "--yes", f"--name={name}")
+    assert found[3][:3] == ("aws", "s3", "sync")
     assert f"sky jobs cancel --yes --name={name}" in skypilot.stop_hint(made)
+
+
+def test_a_managed_job_is_not_launched_twice(cloud):
+    """Nor where SkyPilot's own lines stand before its list; a job that was cancelled hides none."""
+    words = [f"name=test_twice_{os.getpid()}", OUTPUT]
+    mine, said = request(CONFIG, "skypilot_a10g", words, ["launcher.spot=true"]), []
+    steps = skypilot.steps(mine)
+    ends = next(i for i, step in enumerate(steps) if "start the task" in step.purpose) + 1
+    name = skypilot.task(mine)["name"]
+    other = {"job_id": 3, "job_name": f"{name}-b", "status": "RUNNING"}
+    cloud.store("sky_jobs.json", [other])
+    cloud.store("sky_says.json", "[yellow] a line of the server\n")
+    with fake_cloud.launched(mine):
+        commands.execute(steps[:ends], said.append)
+        with pytest.raises(commands.CommandFailed, match="follow that job, or cancel it") as caught:
+            commands.execute(steps[:ends], said.append)
+        assert caught.value.exit_code == 3
+        assert f"managed job 7 (STARTING) of the name {name}" in str(caught.value)
+        assert f"'sky jobs cancel --yes --name={name}' and launch again" in str(caught.value)
+        commands.execute(skypilot.stop_steps(mine), said.append)
+        commands.execute(steps[:ends], said.append)
+    verbs = [argv[2] for argv in cloud.calls("sky")]
+    assert verbs == ["queue", "launch", "queue", "cancel", "queue", "launch"]
+    assert "--skip-finished" in cloud.calls("sky")[0] and "--all" in cloud.calls("sky")[0]
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "told"),
+    [
+        (
+            "echo 'sky.exceptions.ClusterNotUpError: No in-progress managed jobs.' >&2; exit 1",
+            0,
+            "",
+        ),
+        ("echo 'Error: No such option: --output' >&2; exit 2", 1, "No such option: --output"),
+        ("echo 'Failed to connect' >&2; exit 1", 1, "does not tell which jobs there are (Failed"),
+        ("echo 'ID TASK NAME'", 1, "printed no JSON list ('ID TASK NAME"),
+    ],
+)
+def test_a_queue_that_does_not_answer_launches_nothing(cloud, script, code, told, capfd):
+    cloud.program("sky", f"{script}\n")
+    assert sky_queue.main(["--name", "x"]) == code
+    assert told in capfd.readouterr().err
 
 
 def test_the_task_runs_as_skypilot_runs_it(cloud):

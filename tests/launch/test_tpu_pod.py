@@ -1,16 +1,19 @@
 """launch/tpu_pod.py: what gcloud is asked, and a whole launch against a gcloud that has homes."""
 
 import dataclasses
+import fcntl
 import functools
 import os
 import re
 import shlex
+import shutil
 import sys
 
 import pytest
 
 from launch import bundle
 from launch import commands
+from launch import shared_mount
 from launch import target as target_lib
 from launch import tpu_pod
 from launch.commands import Command
@@ -179,6 +182,116 @@ def test_a_slice_without_its_mount_is_told_before_it_is_set_up(cloud):
     assert said.count(f"{cloud.base}/mount") == 4
 
 
+def mounting(cloud, *machine):
+    """Return a request that mounts a share, and its steps up to the look at the folder."""
+    folder = f"launcher.shared_folder={cloud.base}/mount"
+    mine = own_request(machine=(*PLACE, folder, "launcher.shared_mount=10.0.0.2:/vol1", *machine))
+    steps = tpu_pod.steps(mine)
+    look = next(i for i, step in enumerate(steps) if step.purpose.startswith("look for"))
+    return mine, steps[: look + 1]
+
+
+def sudo_of(cloud, index):
+    file = cloud.base / f"host-{index}" / "sudo"
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+
+def test_a_share_is_mounted_on_every_host_once_before_anything_is_copied(cloud):
+    fake_cloud.fake_mounts(cloud)
+    mine, steps = mounting(cloud)
+    folder = f"{cloud.base}/mount"
+    assert steps[2].argv[-1] == "--command=" + commands.remote(
+        ["env", "LC_ALL=C", "sh", "-c", shared_mount.SCRIPT, "mount", "10.0.0.2:/vol1", folder]
+    )
+    assert "sudo -n mount -t nfs" in commands.show(steps)
+    with fake_cloud.launched(mine):
+        commands.execute(steps, print)
+        for index in range(4):
+            done = sudo_of(cloud, index)
+            assert done[-1] == f"mount -t nfs 10.0.0.2:/vol1 {folder}"
+            if shutil.which("mount.nfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+                assert any(line.endswith("install nfs-common") for line in done)
+        before = [sudo_of(cloud, index) for index in range(4)]
+        (cloud.base / "mount" / "cache").mkdir()
+        commands.execute(steps, print)  # what is mounted stays, with what is in it
+        assert [sudo_of(cloud, index) for index in range(4)] == before
+    assert not any("scp" in argv for argv in cloud.calls("gcloud"))
+
+
+def test_a_share_that_does_not_come_is_told_in_one_sentence(cloud):
+    fake_cloud.fake_mounts(cloud)
+    (cloud.base / "no_nfs").touch()
+    mine, steps = mounting(cloud)
+    with fake_cloud.launched(mine):
+        with pytest.raises(
+            CommandFailed, match=r"correct launcher.shared_mount, or let the sl"
+        ) as got:
+            commands.execute(steps, print)
+        assert f"cannot mount 10.0.0.2:/vol1 at {cloud.base}/mount" in str(got.value)
+        (cloud.base / "no_nfs").unlink()
+        (cloud.base / "mount" / "other").touch()  # somebody's file, which a mount would hide
+        with pytest.raises(CommandFailed, match="a new or an empty folder"):
+            commands.execute(steps, print)
+        (cloud.base / "mount" / "other").unlink()
+        commands.execute(steps, print)
+        _, others = mounting(cloud, "launcher.shared_mount=10.0.0.3:/vol1")
+        with pytest.raises(CommandFailed, match="unmount the other one on every host") as got:
+            commands.execute(others, print)
+        assert "another share, 10.0.0.2:/vol1, is mounted" in str(got.value)
+
+
+DELETES = (*PLACE, "launcher.delete_when_done=true")
+
+
+def test_a_slice_is_deleted_once_its_ended_run_is_in_the_bucket(cloud):
+    mine, said = own_request(machine=DELETES), []
+    finished = cloud.base / "buckets/bucket/runs/tiny/measured.json"
+    steps = tpu_pod.steps(mine)
+    look = next(i for i, step in enumerate(steps) if "ended run in the bucket" in step.purpose)
+    with fake_cloud.launched(mine) as results:
+        with pytest.raises(CommandFailed, match="shows no ended run, so the slice is kept"):
+            commands.execute(steps[look:], said.append)
+        finished.write_text("{}")
+        commands.execute(steps, said.append)
+        assert (results / "report.html").exists()
+    verbs = [argv[4] for argv in cloud.calls("gcloud") if "queued-resources" in argv]
+    assert verbs.count("create") == 1 and verbs[-1] == "delete" and verbs.count("delete") == 1
+    assert cloud.calls("gcloud")[-1][4] == "delete"  # after all else
+    assert "here after the run's end or by hand" in tpu_pod.stop_hint(mine)
+
+
+def test_a_failed_run_keeps_its_slice(cloud):
+    mine = own_request(machine=DELETES)
+    (cloud.base / "buckets/bucket/runs/tiny/measured.json").write_text("{}")  # of an earlier end
+    (cloud.base / "train.sh").write_text("exit 2\n")
+    with fake_cloud.launched(mine), pytest.raises(CommandFailed, match="follow host 0"):
+        commands.execute(tpu_pod.steps(mine), print)
+    assert not any("delete" in argv for argv in cloud.calls("gcloud"))
+
+
+def test_a_slice_with_another_run_on_it_is_kept(cloud, monkeypatch):
+    monkeypatch.setattr(tpu_pod, "IDLE", tpu_pod.IDLE.replace("flock -w 60", "flock -w 0"))
+    lock = "mistral_jax/runs/other/launch/lock"
+    for index in range(4):
+        (cloud.base / f"host-{index}" / lock).parent.mkdir(parents=True)
+    idle = next(
+        s for s in tpu_pod.steps(own_request(machine=DELETES)) if "see that no" in s.purpose
+    )
+    with (cloud.base / "host-2" / lock).open("ab") as file:
+        commands.execute([idle], print)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(CommandFailed, match="another run is under way here"):
+            commands.execute([idle], print)
+
+
+def test_only_a_run_in_a_plain_bucket_may_delete_its_slice():
+    found = argv_of(tpu_pod.steps(request(CONFIG, "v5e_16", ["output=s3://b-k/a/b/"], DELETES)))
+    assert found[-3] == ("aws", "s3api", "head-object", "--bucket=b-k", "--key=a/b/measured.json")
+    for output in ("/usr/share/x", "gs://bucket/a*", "gs://bucket/a b"):
+        with pytest.raises(ValueError, match="or end the slice by hand with --stop"):
+            tpu_pod.steps(request(CONFIG, "v5e_16", [f"output={output}"], DELETES))
+
+
 @pytest.mark.parametrize("words", [(), ("--dry-run",)])
 def test_hosts_without_a_shared_folder_are_refused_before_anything_is_created(cloud, words, capfd):
     assert cli.main(["launch", CONFIG, "--target", "v5e_16", *words, OUTPUT, *PLACE[:2]]) == 2
@@ -245,6 +358,10 @@ def test_gclouds_refusals_come_with_what_to_do(cloud, asked, stderr, fix):
         ((OUTPUT,), ("launcher.shared_folder=mnt/x",), "expected the absolute path of a mount"),
         ((OUTPUT,), ("launcher.shared_folder=/mnt/../x",), "expected the absolute path of a mount"),
         ((OUTPUT,), ("launcher.shared_folder=/",), "expected the absolute path of a mount"),
+        ((OUTPUT,), ("launcher.shared_mount=x",), "expected SERVER:/PATH of an NFS share"),
+        ((OUTPUT,), ("launcher.shared_mount=-o:/x",), "expected SERVER:/PATH of an NFS share"),
+        ((OUTPUT,), ("launcher.shared_mount=h:/a/../b",), "expected SERVER:/PATH of an NFS share"),
+        ((OUTPUT,), ("launcher.shared_mount=h:/a b",), "expected SERVER:/PATH of an NFS share"),
         ((OUTPUT,), ("launcher.name=-x",), "launcher.name '-x'"),
         ((OUTPUT,), ("launcher.zone=us-west4",), "such as us-central1-a"),
         ((OUTPUT,), ("launcher.project=P",), "gcloud projects list"),
@@ -259,6 +376,11 @@ def test_what_no_slice_could_take_is_refused_before_anything_runs(run, machine, 
     made = dataclasses.replace(made, overrides=tuple(run))
     with pytest.raises(ValueError, match=re.escape(message)):
         tpu_pod.steps(made)
+
+
+def test_a_share_needs_a_folder_to_be_mounted_at():
+    with pytest.raises(ValueError, match=r"give launcher\.shared_folder=/mnt"):
+        tpu_pod.steps(request(CONFIG, "v6e_8", [OUTPUT], ["launcher.shared_mount=10.0.0.2:/vol1"]))
 
 
 def test_a_spot_slice_of_one_host_needs_a_bucket_too():
@@ -286,7 +408,8 @@ def test_hostile_strings_arrive_as_they_are_or_are_refused(asked, monkeypatch):
     """What ssh's far shell gets splits, by a shell's rules, into the very words that were meant."""
     for module, name in ((target_lib, "load_target"), (bundle, "project_files")):
         monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))  # the same answer
-    fields = ("name", "zone", "project", "folder", "runtime_version", "shared_folder")
+    fields = ("name", "zone", "project", "folder", "runtime_version", "shared_folder",
+              "shared_mount")  # fmt: skip
     refused, passed = 0, []
     for made in hostile_requests(asked, fields):
         try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from mistral_jax.formats import peft
 from mistral_jax.models import adapter_start
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.models import readers
+from tests import test_export
 from tests.peers import ours
 from tests.peers.conftest import Draw
 
@@ -200,3 +202,46 @@ def test_our_merged_weights_give_the_logits_of_peft(
     }
     found = ours.logits(plain, params, model.draw.batch["tokens"])
     check_logits(found, model)
+
+
+def latent(**changes: Any) -> model_config.DecoderConfig:
+    """Return a mixture of DeepSeek's kind without shared experts and dense layers."""
+    plain = {"num_shared_experts": 0, "num_dense_layers": 0, "router": model_config.SigmoidRouter()}
+    config = test_export.LATENT
+    return config.model_copy(update={"ffn": config.ffn.model_copy(update=plain | changes)})
+
+
+def test_peft_does_not_read_the_files_that_say_so(tmp_path: Path) -> None:
+    """It loads them without an error and computes something else, which is why they say it."""
+    shapes = {
+        "plain": latent(), "shared": latent(num_shared_experts=1),
+        "dense": latent(num_dense_layers=1, dense_width=24),
+        "mistral4": test_export.CONFIGS["mistral4"],
+    }  # fmt: skip
+    adapter = model_config.LoraAdapter(
+        rank=3, alpha=6.0, target_modules=("gate_proj", "up_proj", "down_proj")
+    )
+    items, expected = [], {}
+    for name, config in shapes.items():
+        definition, folder = definition_lib.define(config, adapter=adapter), tmp_path / name
+        params = test_export.random_params(definition)
+        trained = {path: params[path] for path in definition.trainable_paths()}
+        export.write_model(
+            readers.TreeReader(params, config), folder, format="hf", dtype="float32",
+            tokenizer=None, name=name,
+        )  # fmt: skip
+        export.write_adapter(trained, config, adapter, folder / "own", base_model=str(folder))
+        np.save(folder / "tokens.npy", export.parity_tokens(config))
+        items.append({
+            "folder": str(folder),
+            "adapter": str(folder / "own"),
+            "tokens": str(folder / "tokens.npy"),
+            "out": str(folder / "logits.npy"),
+        })  # fmt: skip
+        expected[name] = export.reference_logits(params, config, adapter)
+    ours.run_peer("run_logits.py", {"items": items}, tmp_path)
+    for name, logits in expected.items():
+        apart = np.abs(np.load(tmp_path / name / "logits.npy")[0] - logits).max()
+        says_so = peft.reason_not_for_peft(shapes[name], adapter.target_modules) is not None
+        assert says_so == (name != "plain")
+        assert apart > 0.1 if says_so else apart < 1e-4, (name, apart)
