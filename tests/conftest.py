@@ -1,7 +1,9 @@
 """Test-wide JAX settings, made before JAX starts a backend.
 
 Tests run on the CPU, except where the markers gpu or tpu are asked for. The sharded suite gets
-eight virtual CPU devices; every other suite one, as a user has.
+eight virtual CPU devices; every other suite one, as a user has. Most of the tests' time is LLVM's,
+for programs that run once: the default and the sharded suite do without its optimisations, peers
+and faults have them, as users do.
 """
 
 import os
@@ -15,6 +17,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if "gpu" not in wanted and "tpu" not in wanted:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if "sharded" in wanted:
-        flags = os.environ.get("XLA_FLAGS", "")
-        if "xla_force_host_platform_device_count" not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+        _add_flag("xla_force_host_platform_device_count", 8)
+    if not {"peers", "faults", "gpu", "tpu"} & set(wanted):
+        _add_flag("xla_backend_optimization_level", 0)
+
+
+def _add_flag(name: str, value: int) -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{name}={value}".strip()

@@ -78,7 +78,9 @@ class Workshop:
     def environment(self, devices: int) -> dict[str, str]:
         """Return what every process gets."""
         kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = (  # programs of a few steps: not worth LLVM's time
+            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        )
         compiled = str(self.folder / "compiled")
         return kept | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
                        "JAX_COMPILATION_CACHE_DIR": compiled}  # fmt: skip

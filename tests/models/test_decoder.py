@@ -351,21 +351,21 @@ def with_runtime(definition: definition_lib.Definition, **changes: object):
     return definition_lib.define(definition.config, runtime=runtime)
 
 
+@functools.cache
+def loss_and_gradients(name: str, definition: definition_lib.Definition):
+    def loss(params):
+        return jnp.mean(jnp.square(logits_of(definition, params, draw_tokens(2, T))))
+
+    return jax.jit(jax.value_and_grad(loss))(params_of(name))
+
+
 @pytest.mark.parametrize(("name", "remat"), [("plain", "dots"), ("plain", "full"),
                                              ("plain", "offload"), ("latent", "full"),
                                              ("interleaved", "offload")])  # fmt: skip
 def test_remat_changes_no_gradient(name: str, remat: decoder_lib.Remat) -> None:
-    tokens = draw_tokens(2, T)
-
-    def loss_and_gradients(definition: definition_lib.Definition):
-        def loss(params):
-            return jnp.mean(jnp.square(logits_of(definition, params, tokens)))
-
-        return jax.value_and_grad(loss)(params_of(name))
-
-    value, gradients = loss_and_gradients(define(name))
+    value, gradients = loss_and_gradients(name, define(name))
     rematted = with_runtime(define(name), remat=remat)
-    again, gradients_again = loss_and_gradients(rematted)
+    again, gradients_again = loss_and_gradients(name, rematted)
     np.testing.assert_allclose(again, value, rtol=1e-6)
     assert set(gradients_again) == set(rematted.shapes)
     for path, gradient in gradients.items():
