@@ -178,12 +178,14 @@ def test_a_terminal_gets_none_of_the_datas_commands(tmp_path: Path) -> None:
 
 
 def test_a_peft_adapter_is_described(tmp_path: Path) -> None:
-    settings = peft.AdapterSettings(4, 8.0, 0.0, ("q_proj",), "a/base")
+    settings = peft.AdapterSettings(4, 8.0, 0.0, ("q_proj",), "a/base", base_digest="ab12")
     zeros = TensorSource("a.lora_A", (4, 2), np.dtype("f4"), lambda: np.zeros((4, 2), np.float32))
     peft.write_adapter(tmp_path, settings, [zeros])
     text = shown(tmp_path)
-    for said in ("adapter, peft", "a/base", "4, 8", "q_proj"):
+    for said in ("adapter, peft", "a/base", "4, 8", "q_proj", "ab12"):
         assert said in text
+    peft.write_adapter(tmp_path, settings, [zeros], not_for_peft="PEFT has no names for it")
+    assert "PEFT has no names for it" in shown(tmp_path)
 
 
 def test_a_manifest_that_lacks_its_parts_is_refused(tmp_path: Path) -> None:

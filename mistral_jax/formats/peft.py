@@ -159,6 +159,11 @@ class AdapterFile:
 
     kind = "peft"
 
+    @property
+    def not_for_peft(self) -> str | None:
+        """What reason_not_for_peft gave when the file was written."""
+        return self._reader.metadata.get(NOT_FOR_PEFT)
+
     def names(self) -> list[str]:
         return self._reader.names()
 

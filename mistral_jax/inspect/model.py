@@ -75,12 +75,15 @@ def show_adapter(folder: Path, console: Console) -> None:
     rows = {
         "kind": "adapter, peft",
         "base model": settings.base_model or "not named",
+        "base digest": settings.base_digest or "not recorded",
         "rank, alpha": f"{settings.rank}, {settings.alpha:g}",
         "target modules": ", ".join(settings.target_modules),
         "parameters": f"{sum(sizes.values()):,}",
         "tensors": f"{len(sizes):,}",
         "size on disk": table.format_size(table.files_size_bytes(folder)),
     }
+    if adapter.not_for_peft is not None:
+        rows["PEFT"] = adapter.not_for_peft
     console.print(table.two_columns(folder.name, rows))
 
 

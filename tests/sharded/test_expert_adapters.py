@@ -18,8 +18,6 @@ from tests import tiny
 pytestmark = pytest.mark.sharded
 
 MIXTURE = model_config.MoeFfn(width=16, num_experts=8, num_groups=2, top_k=2, num_shared_experts=1)
-# LLVM's part of the time; what XLA partitions stays the same.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 CASES = {
     "experts": (
         tiny.decoder(61, ffn=MIXTURE, init_std=0.2),
@@ -64,7 +62,7 @@ def loss_and_gradients(
     trained = {path: params.pop(path) for path in definition.trainable_paths()}
     tokens = np.random.default_rng(1).integers(0, 61, (8, 6), np.int32)
 
-    @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
+    @jax.jit
     def run(trained, frozen, tokens):
         def loss(trained):
             model = definition.bind(frozen | trained)

@@ -29,8 +29,6 @@ MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if np.pro
 # of which a token uses three: every axis splits groups.
 FEW_GROUPS, MANY_GROUPS = (2, 8, 2), (8, 2, 3)
 ROOM = float("inf")
-# Two thirds of the time of these tests is LLVM's; what XLA partitions stays the same.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +87,7 @@ def value_and_gradients(case: Case, placement: expert_parallel.Placement) -> tup
     """Return ((output, overflow), gradients by x, weights, kernels) of a weighted sum, jitted."""
     direction = np.random.default_rng(5).normal(size=case.x.shape).astype(np.float32)
 
-    @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
+    @jax.jit
     def run(x: jax.Array, weights: jax.Array, kernels: experts.Kernels, chosen: jax.Array) -> tuple:
         def loss(x: jax.Array, weights: jax.Array, kernels: experts.Kernels) -> tuple:
             found = expert_parallel.run(

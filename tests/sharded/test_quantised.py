@@ -42,8 +42,6 @@ ADAPTERS = {
     "experts": model_config.LoraAdapter(rank=4, alpha=8.0),
     "latent": model_config.DoraAdapter(rank=4, alpha=8.0, target_modules=("kv_b_proj", "o_proj")),
 }
-# LLVM's part of the time; what XLA partitions stays the same.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 CASES = [
     ("dense", "nf4", {"fsdp": 2, "tensor": 2}),
     ("dense", "int8", {"fsdp": 2, "tensor": 2}),
@@ -105,8 +103,7 @@ def value_and_gradients(
 
     with jax.set_mesh(mesh):
         step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        options = QUICK_COMPILE if name in ADAPTERS else None
-        compiled = step.lower(adapters, base, arrays).compile(compiler_options=options)
+        compiled = step.lower(adapters, base, arrays).compile()
         (_, hidden), gradients = compiled(adapters, base, arrays)
     whole = {path: np.asarray(value) for path, value in gradients.items()}
     return np.asarray(hidden), whole, base, compiled.as_text()
