@@ -4,6 +4,7 @@ On a TPU slice the predictor judges; elsewhere the least remat whose pass fills 
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from typing import Literal
@@ -98,6 +99,11 @@ class Case:
     attention: str
     experts: str | None
     transport: Literal["padded", "ragged"] | None
+
+    @functools.cached_property
+    def frozen_bytes(self) -> int:
+        """Bytes of one frozen parameter as it is held; reads the headers of the weights once."""
+        return _frozen_bytes(self.run)
 
 
 def choose(case: Case) -> Choice:
@@ -240,7 +246,7 @@ def step_memory(
         attention=case.attention,
         remat=remat,
         compute_bytes=FORMAT_BYTES[run.precision.compute],
-        frozen_bytes=_frozen_bytes(run),
+        frozen_bytes=case.frozen_bytes,
         frozen=run.precision.frozen,
         experts=case.experts or "",
         transport=case.transport or "padded",
