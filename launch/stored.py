@@ -8,8 +8,6 @@ import dataclasses
 
 from launch import tensors as tensors_lib
 from mistral_jax.config.model import DecoderConfig
-from mistral_jax.formats import names
-from mistral_jax.formats import nf4
 
 QUANTISED = ("nf4", "int8")
 FLOAT32_BYTES = 4
@@ -49,6 +47,10 @@ def arrays(tensor: tensors_lib.Tensor, frozen: str, bytes_each: int) -> list[Sto
     Raises:
         ValueError: nf4, and the inputs are not whole blocks of 64; the message names the tensor.
     """
+    # Not at the top: they bring numpy, which plans without a frozen base do not need.
+    from mistral_jax.formats import names
+    from mistral_jax.formats import nf4
+
     if not is_quantised(tensor, frozen):
         is_wide = tensor.path in names.FLOAT32_PATHS
         return [Stored(tensor, FLOAT32_BYTES if is_wide else bytes_each)]
