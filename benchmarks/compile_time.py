@@ -22,6 +22,8 @@ from mistral_jax.models import decoder as decoder_lib
 from mistral_jax.models import definition as definition_lib
 from mistral_jax.nn import loss as loss_lib
 from mistral_jax.nn import masks
+from mistral_jax.nn import rope
+from mistral_jax.nn import routing
 
 DEPTH, SHALLOW = 24, 6
 ROWS, LENGTH = 2, 256
@@ -59,13 +61,23 @@ def unrolled_loss(definition: definition_lib.Definition) -> Callable:
     """Return the same loss with a Python loop over the layers."""
 
     def loss(params: definition_lib.Params, batch: dict) -> jax.Array:
-        model = definition.bind(params)
-        spec = masks.row_spec(batch["positions"], batch["segment_ids"], reach=None)
+        model, config = definition.bind(params), definition.config
+        common = decoder_lib.Pass(
+            spec=masks.row_spec(batch["positions"], batch["segment_ids"]),
+            rotary=rope.rotary(
+                batch["positions"], config.rope, config.query_scaling, config.rotary_width
+            ),
+            segment_ids=batch["segment_ids"],
+            control=routing.FREE,
+            dropout_key=None,
+        )
         x = model.embed(batch["tokens"])
         graph, state = nnx.split(model.layers)
-        for layer in range(definition.config.num_layers):
+        for layer in range(config.num_layers):
             own = jax.tree.map(lambda leaf, index=layer: leaf[index], state)
-            x, _ = nnx.merge(graph, own)(x, spec, cache=None, dropout_key=None)
+            x, *_ = nnx.merge(graph, own)(
+                x, common, cache=None, control=routing.FREE, dropout_key=None
+            )
         return head_loss(model, model.final_norm(x), batch)
 
     return loss

@@ -105,7 +105,7 @@ class Output(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pass:
+class Pass:
     """What is the same for every layer of one pass."""
 
     spec: masks.AttentionSpec
@@ -141,7 +141,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        common: _Pass,
+        common: Pass,
         *,
         cache: kv_cache.LayerCache | None,
         control: routing.Control,
@@ -284,7 +284,7 @@ class Decoder(nnx.Module):
             spec = masks.row_spec(positions, None)
         else:
             spec = context_parallel.row_spec(positions, segment_ids, self.runtime.context)
-        common = _Pass(spec, rotary, segment_ids, control, dropout_key)
+        common = Pass(spec, rotary, segment_ids, control, dropout_key)
         stacks = [stack for stack in (self.dense_layers, self.layers) if stack is not None]
         caches = [None] * len(stacks) if cache is None else list(cache.stacks)
         aux, start = None, 0
@@ -299,7 +299,7 @@ class Decoder(nnx.Module):
         self,
         stack: Block,
         x: Float[Array, "B T D"],
-        common: _Pass,
+        common: Pass,
         caches: kv_cache.LayerCache | None,
         start: int,
         depth: int,
