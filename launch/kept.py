@@ -24,14 +24,14 @@ def layer_bytes(decoder: DecoderConfig, adapter: Adapter, layout: Layout) -> flo
         # The products of codes are inside a backward pass of their own, where no policy sees them.
         kept = width * each
     else:
-        kept = numbers(decoder, remat, layout.mesh["tensor"]) * each
+        kept = layer_numbers(decoder, remat, layout.mesh["tensor"]) * each
     if remat == "none":
         # Each of two norms: its input and the product in float32, its output; where its scale
-        # trains, the normed input too. `numbers` has five widths for them.
+        # trains, the normed input too. `layer_numbers` has five widths for them.
         wide = 2 if adapter.kind != "none" else 3
         kept += width * (2 * (wide * FLOAT32_BYTES + each) - 5 * each)
         # A SwiGLU keeps six arrays (gate, silu and two factors of its slope, up, their product),
-        # of which `numbers` has four.
+        # of which `layer_numbers` has four.
         kept += 2 * _hidden_width(decoder, remat) / layout.mesh["tensor"] * each
         kept += score_bytes(decoder, layout)
     return kept + adapter_bytes(decoder, adapter, layout)
@@ -48,7 +48,7 @@ def adapter_bytes(
         is_working: of the layer that runs, which keeps for itself what no remat would.
     """
     remat = "none" if is_working else layout.remat
-    if adapter.kind == "none" or remat in ("full", "offload"):
+    if adapter.kind == "none" or remat in arithmetic.RECOMPUTING:
         return 0.0
     narrow = inputs = outputs = 0.0
     for tensor in tensors_lib.tensors(decoder, adapter):
@@ -83,7 +83,7 @@ def cast_kernel_bytes(decoder: DecoderConfig, layout: Layout, *, is_adapted: boo
     )
 
 
-def numbers(decoder: DecoderConfig, remat: str, tensor: int) -> float:
+def layer_numbers(decoder: DecoderConfig, remat: str, tensor: int) -> float:
     """Return numbers that one layer keeps for the backward pass for each token.
 
     Scores aside, and without what a mixture's chosen experts work with.

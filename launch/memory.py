@@ -137,7 +137,7 @@ def host_bytes(
 def _work_bytes(decoder: DecoderConfig, adapter: Adapter, layout: Layout) -> int:
     """Return bytes of the running layer's activations; where it runs again, of their gradients."""
     tokens, each = layout.pass_tokens, layout.compute_bytes
-    numbers = kept.numbers(decoder, "none", layout.mesh["tensor"])
+    numbers = kept.layer_numbers(decoder, "none", layout.mesh["tensor"])
     hidden = kept.hidden_numbers(decoder, layout)
     scores = kept.score_bytes(decoder, layout)
     chunk = min(tokens, layout.micro_batch * (layout.mlp_chunk_tokens or layout.num_tokens))

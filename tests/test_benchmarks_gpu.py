@@ -41,6 +41,7 @@ MODULES = {
     "prefill": prefill,
     "decode": decode,
 }
+QUICK_ROWS = ("limits", "cross_entropy", "mixture")
 TINY = device.Machine(
     is_tiny=True, platform="cpu", kind="cpu", memory_gib=math.inf, gemm_tflops=1.0,
     copy_gb_per_s=20.0,
@@ -85,8 +86,11 @@ def no_peer(monkeypatch: pytest.MonkeyPatch, script: str) -> device.Peer:
     return device.Peer(script, TINY)
 
 
-# The peers' suite runs every row.
-@pytest.mark.parametrize("name", ["limits", "cross_entropy", "mixture"])
+# The others take the time of the peers' suite.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK_ROWS else pytest.mark.peers) for name in MODULES],
+)
 def test_a_row_runs_and_names_its_missing_peer(name, monkeypatch):
     """Numbers without a peer are still numbers."""
     module = MODULES[name]

@@ -309,7 +309,6 @@ class Decoder(nnx.Module):
         The stack has `depth` layers, of which the first is number `start` of the decoder.
         """
         graph, state = nnx.split(stack)
-
         reaches = self.config.attention.reaches
 
         def run_layer(

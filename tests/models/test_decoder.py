@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -370,6 +371,41 @@ def test_remat_changes_no_gradient(name: str, remat: decoder_lib.Remat) -> None:
     assert set(gradients_again) == set(rematted.shapes)
     for path, gradient in gradients.items():
         np.testing.assert_allclose(gradients_again[path], gradient, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "remat"), [("plain", "none"), ("plain", "full"), ("interleaved", "full")]
+)
+def test_no_scan_stacks_the_layers_weights_again(name: str, remat: decoder_lib.Remat) -> None:
+    """The backward pass reads the kernels where they lie; only their gradients are stacked."""
+    definition = with_runtime(define(name), remat=remat)
+    kernel = definition.shapes["layers/mlp/down_proj/kernel"]
+
+    def loss(params):
+        return jnp.mean(jnp.square(logits_of(definition, params, draw_tokens(2, T))))
+
+    program = jax.make_jaxpr(jax.grad(loss))(dict(definition.shapes)).jaxpr
+    stacked = [
+        out.aval
+        for scan in scans_of(program)
+        for out in scan.outvars
+        if out.aval.shape[-2:] == kernel.shape[-2:]
+    ]
+    assert sum(array.size for array in stacked) == kernel.size, stacked
+
+
+def scans_of(program: jax.extend.core.Jaxpr) -> list:
+    """Return the scans of a program, those inside its calls too."""
+    found = []
+    for equation in program.eqns:
+        if equation.primitive.name == "scan":
+            found.append(equation)
+            continue
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if isinstance(inner, jax.extend.core.Jaxpr):
+                found += scans_of(inner)
+    return found
 
 
 def test_remat_keeps_fewer_residuals() -> None:
