@@ -144,7 +144,7 @@ def _once(what: str, uri: str, fetch: Callable[[], Path]) -> Path:
 
 
 def _package(uri: str) -> Path:
-    name = uri.partition(":")[2]
+    name = uri.partition(":")[2].replace("-", "_")  # pip's spelling of it works too
     # find_spec only looks the package up: importing it could run code that needs more.
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

@@ -13,6 +13,7 @@ def test_package_scheme_finds_the_folder_without_importing(tmp_path, monkeypatch
     (folder / "__init__.py").write_text("raise ImportError('never import me')", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert locate.local_path("package:model_in_a_wheel") == folder
+    assert locate.local_path("package:model-in-a-wheel") == folder
 
 
 def test_missing_package_says_how_to_install_it():
