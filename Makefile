@@ -2,7 +2,7 @@
 UV ?= uv
 COMPILE = $(UV) pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-annotate \
 	--custom-compile-command "make locks"
-LOCK = $(COMPILE) --python-version 3.12
+LOCK = $(COMPILE) --python-version 3.12 --constraints requirements/limits.in
 FROM_CORE = $(LOCK) --constraints requirements/core.lock setup.cfg
 
 .PHONY: test peers check locks
@@ -23,8 +23,9 @@ check:
 # `make locks UPGRADE=--upgrade` moves to the newest releases.
 locks:
 	$(LOCK) $(UPGRADE) setup.cfg -o requirements/core.lock
-	$(FROM_CORE) $(UPGRADE) --extra test -o requirements/test.lock
 	$(FROM_CORE) $(UPGRADE) --extra data -o requirements/data.lock
+	$(FROM_CORE) --constraints requirements/data.lock $(UPGRADE) --extra data --extra test -o requirements/test.lock
+	$(FROM_CORE) --constraints requirements/data.lock $(UPGRADE) --extra ray -o requirements/ray.lock
 	$(FROM_CORE) $(UPGRADE) --extra stores -o requirements/stores.lock
 	$(FROM_CORE) $(UPGRADE) --extra cuda -o requirements/cuda13.lock
 	$(FROM_CORE) $(UPGRADE) --extra cuda12 -o requirements/cuda12.lock
