@@ -5,6 +5,7 @@ Nothing here judges quality and nothing changes what a reader would see.
 
 import re
 import unicodedata
+from dataclasses import replace
 
 from data_pipelines.documents import Document
 
@@ -41,8 +42,7 @@ def clean_document(document: Document) -> Document:
                 "prompt": clean_turn(document.prompt),
                 "completion": clean_turn(document.completion),
             }
-    values = {name: getattr(document, name) for name in document.__slots__}
-    return Document(**{**values, **fields})
+    return replace(document, **fields)
 
 
 def clean_turn(text: str) -> str:

@@ -20,6 +20,8 @@ class Document:
             the loss.
         prompt, completion: kind "prompt_completion".
         made_from: the name of the document that a row of JSONL says it was made from; "" if none.
+        pages: where each page begins in `text`, in characters; () for what has no pages.
+        facts: what the reader knows beside the text, as JSON: licence, language, title, ...
     """
 
     id: str
@@ -29,6 +31,8 @@ class Document:
     prompt: str = ""
     completion: str = ""
     made_from: str = ""
+    pages: tuple[int, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def shown_name(name: str) -> str:

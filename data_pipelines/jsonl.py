@@ -68,13 +68,22 @@ def read_jsonl(name: str, stream: BinaryIO, limits: Limits) -> Iterator[Document
         yield Reject(name, "empty", "holds no lines")
 
 
+def document_of(where: str, row: dict[str, Any]) -> Document:
+    """Return the document of a row in one of the shapes.
+
+    Raises:
+        BadLine: the row has none of them, or a value of the wrong type.
+    """
+    made_from = _origin(row)
+    document = _shaped(where, row)
+    return replace(document, made_from=made_from) if made_from else document
+
+
 def _document(where: str, line: bytes) -> Document:
     row = _parse(line)
     if not isinstance(row, dict):
         raise BadLine("bad_schema", f"expected an object, got {type(row).__name__}")
-    made_from = _origin(row)
-    document = _shaped(where, row)
-    return replace(document, made_from=made_from) if made_from else document
+    return document_of(where, row)
 
 
 def _origin(row: dict) -> str:

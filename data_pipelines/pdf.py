@@ -4,6 +4,7 @@ The process is kept for many PDFs; when one crashes it or takes too long, it is 
 rejected with the reason, and the next one gets a new process.
 """
 
+import itertools
 import json
 import re
 import selectors
@@ -20,6 +21,7 @@ from data_pipelines.documents import Reject
 
 # PDFium marks a hyphen at a line's end by one of these; the word goes on in the next line.
 SOFT_BREAK = re.compile("[\x02\ufffe]\r?\n?")
+PAGE_GAP = "\n\n"
 
 
 class PdfReader:
@@ -70,12 +72,15 @@ class PdfReader:
             )
         if "error" in answer:
             return Reject(name, answer["kind"], answer["error"])
-        text = SOFT_BREAK.sub("", "\n\n".join(answer["pages"]))
+        pages = [SOFT_BREAK.sub("", page) for page in answer["pages"]]
+        text = PAGE_GAP.join(pages)
         if not text.strip():
             return Reject(
                 name, "no_text", f"{len(answer['pages'])} pages without text (a scan needs OCR)"
             )
-        return Document(name, "text", text=text)
+        lengths = (len(page) + len(PAGE_GAP) for page in pages)
+        starts = tuple(itertools.accumulate(lengths, initial=0))[:-1]
+        return Document(name, "text", text=text, pages=starts)
 
     def _ask(self, data: bytes) -> dict | None:
         """Return the process's answer, None if it crashed, lied or was late."""

@@ -1,6 +1,9 @@
 """The types that rooms hand to each other. NumPy only: no jax, no files, no network."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
 from typing import Protocol
 from typing import runtime_checkable
 
@@ -77,4 +80,26 @@ class Generator(Protocol):
 
     def generate(self, prompts: list[str], *, max_tokens: int, seed: int) -> list[Completion]:
         """Return one completion for each prompt, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a Scorer says of one text.
+
+    Attributes:
+        value: 0 (bad, or wrong) to 1 (good, or verified).
+        detail: why, as JSON.
+    """
+
+    value: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Judges texts: a quality filter, a verifier, a reward, a benchmark's metric."""
+
+    def score(self, texts: Sequence[str]) -> list[Score]:
+        """Return one score for each text, in order."""
         ...

@@ -1,0 +1,1 @@
+"""The data plant: many sources to one prepared folder per expert."""
