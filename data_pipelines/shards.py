@@ -5,6 +5,7 @@ The splits are a pure function of the parts in order: exact duplicates go, then 
 content says whether it is held out.
 """
 
+import array
 import errno
 import hashlib
 import json
@@ -32,6 +33,7 @@ from mistral_jax import storage
 # times the CPU to read (83 against 193 M tokens per CPU-second, array-record 0.8, 2026-11).
 WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_BYTES = 256 << 20
+OPEN_SHARD = "open.array_record"
 READ_RECORDS = 1024
 DIGEST_BYTES = 32
 SPLITS = ("train", "eval")
@@ -39,7 +41,7 @@ DUPLICATE = "duplicate"
 OVER_EXAMPLES = "over_examples_per_document"
 
 
-class _RecordFile:
+class RecordFile:
     """An ArrayRecord file that is being written.
 
     Raises:
@@ -132,7 +134,7 @@ class PartWriter:
 
     def __init__(self, part: Part, *, has_origins: bool = False):
         part.folder.mkdir(parents=True, exist_ok=True)
-        self._records = _RecordFile(part.records_path)
+        self._records = RecordFile(part.records_path)
         self._digests = part.digests_path.open("wb")
         self._rejects = part.rejects_path.open("w", encoding="utf-8")
         self._origins = part.origins_path.open("wb") if has_origins else None
@@ -259,18 +261,20 @@ class SplitWriter:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True)
         self._folder = folder
-        self._writer: _RecordFile | None = None
+        self._writer: RecordFile | None = None
         self._size = 0
         self._shards: list[dict[str, Any]] = []
-        self._lengths: list[int] = []
+        self._lengths = array.array("i")  # 4 bytes a document, of which there may be billions
         self._has_masks = False
         self._num_targets = 0
 
     def add(self, record: bytes) -> None:
         """Append a document's record."""
-        if self._writer is None or self._size + len(record) > SHARD_BYTES:
-            self._next_shard()
-        assert self._writer is not None, "_next_shard opens one"
+        if self._writer is not None and self._size + len(record) > SHARD_BYTES:
+            self.end_shard()
+        if self._writer is None:
+            self._writer = RecordFile(self._folder / OPEN_SHARD)
+            self._shards.append({"documents": 0, "tokens": 0})
         self._writer.write(record)
         self._size += len(record)
         example = records.decode_record(record)
@@ -282,13 +286,10 @@ class SplitWriter:
 
     def close(self) -> dict[str, Any]:
         """Finish the files and return the split's entry in the manifest."""
-        if self._writer is not None:
-            self._writer.close()
+        self.end_shard()
         lengths_path = self._folder / sources.LENGTHS
         np.save(lengths_path, np.asarray(self._lengths, np.int32), allow_pickle=False)
-        for shard in self._shards:
-            shard.update(_file_entry(self._folder / shard["file"]))
-        lengths = _file_entry(lengths_path)
+        lengths = file_entry(lengths_path)
         files = "\n".join(each["sha256"] for each in [*self._shards, lengths])
         return {
             "documents": len(self._lengths),
@@ -300,16 +301,23 @@ class SplitWriter:
             "lengths": lengths,
         }
 
-    def _next_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        file = f"{len(self._shards):05d}.array_record"
-        self._shards.append({"file": file, "documents": 0, "tokens": 0})
-        self._writer = _RecordFile(self._folder / file)
+    def end_shard(self) -> None:
+        """Finish the shard that is being written, if there is one, and name it by its content."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
         self._size = 0
+        made = self._folder / OPEN_SHARD
+        digest = storage.digest(made)
+        named = made.with_name(f"{len(self._shards) - 1:05d}-{digest[:12]}.array_record")
+        made.rename(named)
+        size_bytes = named.stat().st_size
+        self._shards[-1] |= {"file": named.name, "size_bytes": size_bytes, "sha256": digest}
 
 
-def _file_entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return a file's entry in a manifest."""
     return {
         "file": path.name,
         "size_bytes": path.stat().st_size,

@@ -1,0 +1,157 @@
+"""What one task of the stage `map` leaves: rows, their numbers, rejects, batches' scores.
+
+    rows.jsonl        a row a line (row.py)
+    features.npy      a FEATURES entry for each row
+    difficulty.npy    float32 [rows, features of difficulty.py]
+    rejects.jsonl     what was kept out, and why
+    batches.jsonl     a line for each batch that went through the gate
+    set_aside.jsonl   the rows of batches that failed
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.corpus import row as rows
+from data_pipelines.corpus.row import Row
+from data_pipelines.documents import Reject
+from data_pipelines.export_jsonl import row_of
+
+ROWS, REJECTS = "rows.jsonl", "rejects.jsonl"
+BATCHES, SET_ASIDE = "batches.jsonl", "set_aside.jsonl"
+FEATURE_FILE, DIFFICULTY_FILE = "features.npy", "difficulty.npy"
+NO_LEVEL = -1
+NO_PARENT = -1
+
+FEATURES = np.dtype(
+    [
+        ("digest", "V32"),  # sha256 of what the row says
+        ("group", "<u8"),  # rows of one group go to the same side of the split; 0 for none
+        ("line", "<i8"),  # where the row's line begins in rows.jsonl
+        ("parent", "<i4"),  # the row of this task that it was made from; NO_PARENT for none
+        ("maker", "<u2"),
+        ("expert", "u1"),  # index in row.EXPERTS
+        ("level", "i1"),  # where the maker knows it; else NO_LEVEL
+        ("is_pdf", "u1"),
+    ]
+)
+
+
+def content_digest(row: Row) -> bytes:
+    """Return the sha256 of what a row says: equal ones are exact duplicates."""
+    document = row.document
+    if document.kind == "text":
+        return hashlib.sha256(document.text.encode()).digest()
+    shape = {key: value for key, value in row_of(document).items() if key != "document"}
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).digest()
+
+
+class PartWriter:
+    """Writes a part beside its place; `close` puts it there whole."""
+
+    def __init__(self, folder: Path, num_difficulty: int):
+        self._folder = folder
+        self._making = folder.with_name(f"{folder.name}.making")
+        shutil.rmtree(self._making, ignore_errors=True)
+        self._making.mkdir(parents=True)
+        self._files = {
+            name: (self._making / name).open("wb")
+            for name in (ROWS, REJECTS, BATCHES, SET_ASIDE)
+        }
+        self._features: list[tuple] = []
+        self._difficulty: list[np.ndarray] = []
+        self._num_difficulty = num_difficulty
+        self._at = 0
+        self.rejected: Counter[str] = Counter()
+        self.num_set_aside = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows so far."""
+        return len(self._features)
+
+    def add(
+        self, row: Row, digest: bytes, difficulty: np.ndarray, *, maker: int, parent: int
+    ) -> None:
+        """Append a row."""
+        line = rows.to_line(row).encode()
+        made_from = row.document.made_from
+        group = hashlib.sha256(made_from.encode()).digest()[:8] if made_from else bytes(8)
+        self._features.append(
+            (
+                digest,
+                int.from_bytes(group, "little"),
+                self._at,
+                parent,
+                maker,
+                rows.EXPERTS.index(row.expert),
+                row.facts.get("level", NO_LEVEL),
+                bool(row.document.pages),
+            )
+        )
+        self._difficulty.append(difficulty)
+        self._files[ROWS].write(line)
+        self._at += len(line)
+
+    def reject(self, reject: Reject) -> None:
+        """Append a reject."""
+        self.rejected[reject.kind] += 1
+        self._write(REJECTS, asdict(reject))
+
+    def batch(self, scores: dict[str, Any]) -> None:
+        """Append a batch's scores."""
+        self._write(BATCHES, scores)
+
+    def set_aside(self, batch: Sequence[Row], why: str) -> None:
+        """Append the rows of a batch that failed."""
+        self.num_set_aside += len(batch)
+        for row in batch:
+            self._write(SET_ASIDE, {"set_aside": why, **rows.to_json(row)})
+
+    def close(self) -> None:
+        """Finish the files and put the part in its place."""
+        for file in self._files.values():
+            file.close()
+        np.save(self._making / FEATURE_FILE, np.array(self._features, FEATURES))
+        shape = (len(self._difficulty), self._num_difficulty)
+        difficulty = np.array(self._difficulty, np.float32).reshape(shape)
+        np.save(self._making / DIFFICULTY_FILE, difficulty)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._making.rename(self._folder)
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        self._files[name].write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+
+
+def features(folder: Path) -> np.ndarray:
+    """Return a part's FEATURES."""
+    return np.load(folder / FEATURE_FILE, mmap_mode="r")
+
+
+def difficulty(folder: Path) -> np.ndarray:
+    """Return a part's numbers of difficulty, float32 [rows, features]."""
+    return np.load(folder / DIFFICULTY_FILE, mmap_mode="r")
+
+
+def lines(folder: Path, wanted: Sequence[int]) -> Iterator[bytes]:
+    """Yield the lines of some rows, given in rising order."""
+    starts = features(folder)["line"]
+    with (folder / ROWS).open("rb") as file:
+        for index in wanted:
+            file.seek(int(starts[index]))
+            yield file.readline()
+
+
+def rejects(folder: Path) -> Iterator[Reject]:
+    """Yield a part's rejects."""
+    with (folder / REJECTS).open(encoding="utf-8") as file:
+        for line in file:
+            yield Reject(**json.loads(line))
