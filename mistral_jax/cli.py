@@ -61,18 +61,20 @@ def _parser() -> argparse.ArgumentParser:
     _overrides(demo)
     prepare = _verb(verbs, "prepare", _prepare, "raw documents to shards (resumable)")
     prepare.add_argument(
-        "source",
+        "inputs",
         nargs="+",
-        help="folders, files or archives of PDF, Markdown, text, JSONL; here, s3:// or gs://",
+        metavar="CONFIG [KEY=VALUE ...] | SOURCE [SOURCE ...] OUTPUT",
+        help="a corpus's config, or documents (folders, files, archives; here, s3:// or gs://) "
+        "and the folder or prefix that gets their shards",
     )
-    prepare.add_argument("output", help="folder, s3:// or gs:// prefix that gets the shards")
-    prepare.add_argument("--jsonl", metavar="URI", help="write the documents as JSONL here, too")
-    prepare.add_argument("--tokenizer", required=True, help="checkpoint, file, or a known name")
-    prepare.add_argument("--eval-fraction", type=float, default=0.05, help="share held out")
-    prepare.add_argument(
+    documents = prepare.add_argument_group("for documents without a config")
+    documents.add_argument("--jsonl", metavar="URI", help="write the documents as JSONL here, too")
+    documents.add_argument("--tokenizer", help="checkpoint, file, or a known name")
+    documents.add_argument("--eval-fraction", type=float, default=0.05, help="share held out")
+    documents.add_argument(
         "--max-examples-per-document", type=int, help="rows of JSONL that may name one document"
     )
-    prepare.add_argument("--name", help="what the source is called")
+    documents.add_argument("--name", help="what the source is called")
     train = _verb(verbs, "train", _train, "train as a config says; goes on by itself")
     _config(train)
     _target(train)
@@ -140,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _verb(verbs, "inspect", _inspect, "what is this checkpoint, run, or data?")
     inspect.add_argument("path")
     inspect.add_argument("--rows", type=int, default=2, help="documents to show of data")
+    inspect.add_argument("--row", help="id or digest of a row of a prepared corpus to trace")
     inspect.add_argument("--tokenizer", help="spells the tokens of data: checkpoint, file or name")
     doctor = _verb(verbs, "doctor", _doctor, "check this machine")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -195,12 +198,23 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
+    first, *others = options.inputs
+    if first.endswith((".yaml", ".yml")):
+        from mistral_jax import corpus_run
+
+        print(json.dumps(corpus_run.run(first, others), indent=2))
+        return EXIT_DONE
+    if not others or options.tokenizer is None:
+        raise ValueError(
+            "prepare: expected a corpus's config (CONFIG.yaml), or documents, an output and "
+            "--tokenizer; see mistral-jax prepare --help"
+        )
     from data_pipelines import deliver
     from mistral_jax import tokenizers
 
     summary = deliver.deliver(
-        options.source,
-        options.output,
+        options.inputs[:-1],
+        options.inputs[-1],
         tokenizer=tokenizers.load_tokenizer(options.tokenizer),
         name=options.name,
         eval_fraction=options.eval_fraction,
@@ -383,7 +397,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from mistral_jax import inspect
 
-    inspect.show(options.path, num_rows=options.rows, tokenizer=options.tokenizer)
+    inspect.show(options.path, num_rows=options.rows, row=options.row, tokenizer=options.tokenizer)
     return EXIT_DONE
 
 

@@ -1,6 +1,6 @@
 """Where tasks run: in this process, in processes of this machine, or on a Ray cluster.
 
-A task is (stage, number) of a job folder, and all that it does is in files under that folder, so
+A task is (module, number) of a job folder, and all that it does is in files under that folder, so
 every executor gives the same result. worker.py is what a process runs.
 """
 
@@ -27,7 +27,7 @@ class TaskFailed(ValueError):
     """A task cannot be done; the message says which and why."""
 
 
-def run_tasks(executor: Executor, job: Path, stage: str, numbers: Iterable[int]) -> Iterator[Done]:
+def run_tasks(executor: Executor, job: Path, module: str, numbers: Iterable[int]) -> Iterator[Done]:
     """Do tasks, and yield (number, what it said) of each as it ends, in any order.
 
     Tasks begin in the order given; no more of them begin when the caller stops asking.
@@ -35,22 +35,22 @@ def run_tasks(executor: Executor, job: Path, stage: str, numbers: Iterable[int])
     Args:
         executor: where.
         job: the job's folder; see job.py.
-        stage: which function of worker.STAGES.
+        module: whose function `run(job, number)` does a task.
         numbers: the tasks.
 
     Raises:
         TaskFailed: a task ended with an error, or its process died twice.
     """
     if isinstance(executor, RayExecutor):
-        yield from _on_ray(executor, job, stage, numbers)
+        yield from _on_ray(executor, job, module, numbers)
         return
     count = executor.workers or os.cpu_count() or 1
     if count == 1:
         for number in numbers:
-            yield number, worker.run(job, stage, number)
+            yield number, worker.run(job, module, number)
         return
     with _Workers(job, count) as workers:
-        yield from workers.run(stage, numbers)
+        yield from workers.run(module, numbers)
 
 
 class _Workers:
@@ -70,7 +70,7 @@ class _Workers:
             _end(process)
         self._selector.close()
 
-    def run(self, stage: str, numbers: Iterable[int]) -> Iterator[Done]:
+    def run(self, module: str, numbers: Iterable[int]) -> Iterator[Done]:
         waiting = iter(numbers)
         again: list[int] = []
         tries: dict[int, int] = {}
@@ -84,7 +84,7 @@ class _Workers:
             tries[number] = tries.get(number, 0) + 1
             assert process.stdin is not None and process.stdout is not None, "started with pipes"
             with contextlib.suppress(BrokenPipeError):  # it has died; its stdout tells
-                process.stdin.write(json.dumps({"stage": stage, "number": number}) + "\n")
+                process.stdin.write(json.dumps({"module": module, "number": number}) + "\n")
                 process.stdin.flush()
             self._selector.register(process.stdout, selectors.EVENT_READ, (process, number))
             return True
@@ -98,14 +98,14 @@ class _Workers:
                 self._selector.unregister(key.fileobj)
                 answer = process.stdout.readline()
                 if answer:
-                    yield number, _checked(json.loads(answer), stage, number)
+                    yield number, _checked(json.loads(answer), module, number)
                     give(process)
                     continue
                 _end(process)
                 self._processes.remove(process)
                 if tries[number] >= MAX_TRIES:
                     raise TaskFailed(
-                        f"{self._job}: the process of task {number} ({stage}) died twice (exit "
+                        f"{self._job}: the process of task {number} ({_stage_of(module)}) died twice (exit "
                         f"{process.returncode}); with little memory, take fewer executor.workers"
                     )
                 again.append(number)
@@ -134,14 +134,18 @@ def _end(process: subprocess.Popen) -> None:
                 pipe.close()
 
 
-def _checked(answer: dict[str, Any], stage: str, number: int) -> dict[str, Any]:
+def _stage_of(module: str) -> str:
+    return module.rpartition(".")[2].removesuffix("_task")
+
+
+def _checked(answer: dict[str, Any], module: str, number: int) -> dict[str, Any]:
     if "error" in answer:
-        raise TaskFailed(f"task {number} of stage {stage}: {answer['error']}")
+        raise TaskFailed(f"task {number} of stage {_stage_of(module)}: {answer['error']}")
     return answer["result"]
 
 
 def _on_ray(
-    executor: RayExecutor, job: Path, stage: str, numbers: Iterable[int]
+    executor: RayExecutor, job: Path, module: str, numbers: Iterable[int]
 ) -> Iterator[Done]:
     try:
         import ray  # pyright: ignore[reportMissingImports]
@@ -159,9 +163,9 @@ def _on_ray(
     running: dict[Any, int] = {}
     while True:
         while len(running) < at_once and (number := next(waiting, None)) is not None:
-            running[remote.remote(str(job), stage, number)] = number
+            running[remote.remote(str(job), module, number)] = number
         if not running:
             return
         finished, _ = ray.wait(list(running), num_returns=1)
         number = running.pop(finished[0])
-        yield number, _checked(ray.get(finished[0]), stage, number)
+        yield number, _checked(ray.get(finished[0]), module, number)

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpus.row import READ
+from data_pipelines.processors.resources import Resources
 from mistral_jax import storage
 from mistral_jax.config import corpus as corpus_config
 
 JOB = "job.json"
+RESOURCES = "resources"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Maker:
     is_generator: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One corpus in the making.
 
@@ -46,6 +48,7 @@ class Job:
         folder: OUT/work.
         config: what is to be made.
         makers: sources, then generators; rows name them by index.
+        resources: what processors need beside the config.
         tasks: of the stage `map` and of those after it: {"maker": i, "files": [{"uri", "name",
             "size_bytes", "sha256"}]} or {"maker": i, "start": row, "stop": row}.
     """
@@ -54,6 +57,7 @@ class Job:
     config: corpus_config.CorpusConfig
     makers: tuple[Maker, ...]
     tasks: tuple[dict[str, Any], ...]
+    resources: Resources = Resources()
 
     def part(self, stage: str, number: int) -> Path:
         """Return the folder that a task of a stage leaves."""
@@ -75,6 +79,7 @@ class Job:
             "config": self.config.model_dump(mode="json"),
             "makers": [[m.name, m.kind, m.expert, m.licence, m.is_generator] for m in self.makers],
             "tasks": self.tasks,
+            "resources": self.resources.digests,
         }
         storage.write_bytes(self.folder / JOB, json.dumps(value).encode())
 
@@ -88,6 +93,7 @@ def _load(folder: Path, written_ns: int) -> Job:
         corpus_config.CorpusConfig.model_validate_json(json.dumps(value["config"])),
         tuple(Maker(*each) for each in value["makers"]),
         tuple(value["tasks"]),
+        Resources(folder / RESOURCES, value["resources"]) if value["resources"] else Resources(),
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import difficulty as difficulty_of
 from data_pipelines.corpus import row as rows
 from data_pipelines.corpus.row import Row
 from data_pipelines.documents import Reject
@@ -28,8 +29,10 @@ from data_pipelines.export_jsonl import row_of
 ROWS, REJECTS = "rows.jsonl", "rejects.jsonl"
 BATCHES, SET_ASIDE = "batches.jsonl", "set_aside.jsonl"
 FEATURE_FILE, DIFFICULTY_FILE = "features.npy", "difficulty.npy"
+SET_ASIDE_KIND = "set_aside"
 NO_LEVEL = -1
 NO_PARENT = -1
+ID_STARTS = len('{"id": ')
 
 FEATURES = np.dtype(
     [
@@ -70,8 +73,7 @@ class PartWriter:
         self._difficulty: list[np.ndarray] = []
         self._num_difficulty = num_difficulty
         self._at = 0
-        self.rejected: Counter[str] = Counter()
-        self.num_set_aside = 0
+        self.rejected: dict[int, Counter[str]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -83,6 +85,7 @@ class PartWriter:
     ) -> None:
         """Append a row."""
         line = rows.to_line(row).encode()
+        level = difficulty_of.known_level(row)
         made_from = row.document.made_from
         group = hashlib.sha256(made_from.encode()).digest()[:8] if made_from else bytes(8)
         self._features.append(
@@ -93,7 +96,7 @@ class PartWriter:
                 parent,
                 maker,
                 rows.EXPERTS.index(row.expert),
-                row.facts.get("level", NO_LEVEL),
+                NO_LEVEL if level is None else level,
                 bool(row.document.pages),
             )
         )
@@ -101,18 +104,18 @@ class PartWriter:
         self._files[ROWS].write(line)
         self._at += len(line)
 
-    def reject(self, reject: Reject) -> None:
+    def reject(self, reject: Reject, maker: int) -> None:
         """Append a reject."""
-        self.rejected[reject.kind] += 1
+        self.rejected.setdefault(maker, Counter())[reject.kind] += 1
         self._write(REJECTS, asdict(reject))
 
     def batch(self, scores: dict[str, Any]) -> None:
         """Append a batch's scores."""
         self._write(BATCHES, scores)
 
-    def set_aside(self, batch: Sequence[Row], why: str) -> None:
+    def set_aside(self, batch: Sequence[Row], why: str, maker: int) -> None:
         """Append the rows of a batch that failed."""
-        self.num_set_aside += len(batch)
+        self.rejected.setdefault(maker, Counter())[SET_ASIDE_KIND] += len(batch)
         for row in batch:
             self._write(SET_ASIDE, {"set_aside": why, **rows.to_json(row)})
 
@@ -148,6 +151,13 @@ def lines(folder: Path, wanted: Sequence[int]) -> Iterator[bytes]:
         for index in wanted:
             file.seek(int(starts[index]))
             yield file.readline()
+
+
+def ids(folder: Path, wanted: Sequence[int]) -> Iterator[str]:
+    """Yield the ids of some rows, given in rising order; a line begins with its id."""
+    decode = json.JSONDecoder().raw_decode
+    for line in lines(folder, wanted):
+        yield decode(line.decode(), ID_STARTS)[0]
 
 
 def rejects(folder: Path) -> Iterator[Reject]:

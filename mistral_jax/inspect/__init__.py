@@ -1,5 +1,7 @@
 """What is this? A checkpoint of any format, an adapter, a run, prepared data, or a JSONL of chats.
 
+Of a prepared corpus also: where does this row come from?
+
 Reads headers, manifests and logs only, and starts no backend.
 """
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from data_pipelines import sources
 from mistral_jax.formats import locate
 from mistral_jax.formats import peft
+from mistral_jax.inspect import corpus
 from mistral_jax.inspect import documents
 from mistral_jax.inspect import model
 
@@ -17,7 +20,7 @@ JSONL_SUFFIXES = (".jsonl", ".ndjson")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 EXPECTED = (
     "a checkpoint (a folder, a .safetensors or a .gguf file), a PEFT adapter, a run directory, a "
-    "prepared data folder, or a .jsonl file"
+    "prepared data folder or corpus, a row of one (OUT/code/train#17), or a .jsonl file"
 )
 
 
@@ -25,6 +28,7 @@ def show(
     path: str | Path,
     *,
     num_rows: int = 2,
+    row: str | None = None,
     tokenizer: str | None = None,
     console: Console | None = None,
 ) -> None:
@@ -34,6 +38,7 @@ def show(
         path: see EXPECTED; also package:NAME, hf://, s3:// and gs:// of a checkpoint, of which
             only headers and text files are fetched.
         num_rows: documents to show of data.
+        row: the id, or the beginning of the digest, of a row to trace in a prepared corpus.
         tokenizer: spells the tokens of data; by default the one that prepared it, where its name
             says where it is (a .jsonl file: bytes).
         console: where to print; standard output by default.
@@ -42,11 +47,18 @@ def show(
         ValueError: nothing that we know lies there, or it is damaged; the message says what.
     """
     console = console or Console()
+    if (place := corpus.split_of(path)) is not None:
+        corpus.show_index(*place, tokenizer, console)
+        return
     is_uri = locate.scheme_of(path) is not None
     where = locate.headers_path(path, has_text=True) if is_uri else Path(path).expanduser()
     if not where.exists():
         raise ValueError(f"{where}: nothing is there; expected {EXPECTED}")
-    if (where / "config.yaml").is_file():
+    if row is not None:
+        corpus.show_row(where, row, tokenizer, console)
+    elif corpus.is_corpus(where):
+        corpus.show(where, console)
+    elif (where / "config.yaml").is_file():
         model.show_run(where, num_rows, tokenizer, console)
     elif sources.is_prepared(where) and "splits" in sources.read_json(where / sources.MANIFEST):
         documents.show_prepared(where, num_rows, tokenizer, console)

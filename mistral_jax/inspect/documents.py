@@ -46,14 +46,26 @@ def show_prepared(folder: Path, num_rows: int, tokenizer: str | None, console: C
             f"{entry['target_tokens']:,} of them trained, {len(entry['shards'])} shards"
         )
     console.print(table.two_columns(str(folder), rows))
-    for reject in rejects["first"][:REJECTS_SHOWN]:
-        _print_reject(Reject(**reject), console)
+    for reject in rejects.get("first", ())[:REJECTS_SHOWN]:
+        print_reject(Reject(**reject), console)
     train = sources.ArrayRecordSource(folder, "train")
     spelling = _spelling_of(prepared_by, tokenizer)
     for example in (train[index] for index in range(min(num_rows, len(train)))):
         _print_document(example.document, example.tokens, example.loss_mask, spelling, console)
     if num_rows and spelling is None:
         console.print("tokens are shown as ids; --tokenizer spells them", style=OTHER_STYLE)
+
+
+def show_document(
+    folder: Path, split: str, index: int, tokenizer: str | None, console: Console
+) -> None:
+    """Print one document of a prepared folder as it is trained on; nothing if it has no shards."""
+    if not sources.is_prepared(folder):
+        return
+    source = sources.ArrayRecordSource(folder, split)
+    example = source[index]
+    spelling = _spelling_of(source.tokenizer, tokenizer)
+    _print_document(example.document, example.tokens, example.loss_mask, spelling, console)
 
 
 def _spelling_of(prepared_by: dict[str, Any], wanted: str | None) -> tokenizers.Tokenizer | None:
@@ -91,7 +103,7 @@ def show_jsonl(path: Path, num_rows: int, tokenizer: str, console: Console) -> N
                 made = tokenize_documents.tokenize_document(item, spelling)
             if isinstance(made, Reject):
                 counts[f"kept out, {made.kind}"] += 1
-                _print_reject(made, console)
+                print_reject(made, console)
                 continue
             tokens = made.tokens
             mask = np.ones(len(tokens), np.int8) if made.mask is None else made.mask
@@ -106,7 +118,8 @@ def show_jsonl(path: Path, num_rows: int, tokenizer: str, console: Console) -> N
     )
 
 
-def _print_reject(reject: Reject, console: Console) -> None:
+def print_reject(reject: Reject, console: Console) -> None:
+    """Print what was kept out, and why."""
     line = table.visible(f"kept out: {reject.id}: {reject.reason}")
     console.print(line, style="yellow", markup=False, highlight=False)
 

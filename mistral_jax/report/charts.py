@@ -33,6 +33,7 @@ class Series:
         colour: index of a CSS class, below NUM_COLOURS.
         is_faint: drawn thin and pale, as raw values behind a smoothed line.
         has_dots: a dot at every point.
+        has_line: False for dots alone.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Series:
     colour: int = 0
     is_faint: bool = False
     has_dots: bool = False
+    has_line: bool = True
 
 
 def finite(value: Number | None) -> bool:
@@ -213,8 +215,12 @@ def _line(frame: _Frame, series: Series) -> str:
         else:
             runs[-1].append(f"{frame.x(x)},{frame.y(y)}")
     style = f"s{series.colour % NUM_COLOURS}" + (" faint" if series.is_faint else "")
-    lines = [f'<polyline class="line {style}" points="{" ".join(run)}"/>' for run in runs if run]
-    is_dotted = series.has_dots or any(len(run) == 1 for run in runs)
+    lines = [
+        f'<polyline class="line {style}" points="{" ".join(run)}"/>'
+        for run in runs
+        if run and series.has_line
+    ]
+    is_dotted = series.has_dots or not series.has_line or any(len(run) == 1 for run in runs)
     dots = [
         f'<circle class="dot {style}" cx="{at.split(",")[0]}" cy="{at.split(",")[1]}" r="3.5"/>'
         for run in runs

@@ -1,6 +1,7 @@
 """The report's sections that are drawn: curves by step, bars of memory and time."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from mistral_jax.report import charts
@@ -81,7 +82,7 @@ def predictions(files: RunFiles) -> list[Row]:
         pairs = [("predicted", predicted, 1)]
         if files.measured.get(field) is not None:
             pairs.append(("measured", files.measured[field], 0))
-        found.append({"title": name, "bars": _bars(pairs, form)})
+        found.append({"title": name, "bars": bars(pairs, form)})
     return found
 
 
@@ -91,12 +92,13 @@ def memory_parts(files: RunFiles) -> list[Row]:
         return []
     memory = files.plan["memory"]
     parts = [(part.replace("_", " "), memory[part], 5) for part in MEMORY_PARTS if memory[part]]
-    return _bars(parts, units.format_bytes)
+    return bars(parts, units.format_bytes)
 
 
-def _bars(
-    parts: list[tuple[str, charts.Number, int]], form: Callable[[charts.Number], str]
+def bars(
+    parts: Sequence[tuple[str, charts.Number, int]], form: Callable[[charts.Number], str]
 ) -> list[Row]:
+    """Return (name, value, colour) as bars for the template, the largest one full."""
     largest = max((value for _, value, _ in parts), default=0) or 1
     return [
         {

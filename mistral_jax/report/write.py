@@ -8,14 +8,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
-
 from mistral_jax.report import files as run_files
+from mistral_jax.report import page
 from mistral_jax.report import sections
 
-REPORT_FILE = "report.html"
-_FOLDER = Path(__file__).parent
+REPORT_FILE = page.REPORT_FILE
 
 
 def write_report(
@@ -38,17 +35,12 @@ def write_report(
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such run directory; give the folder that train printed")
     found = run_files.read_files(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("page.html").render(
-        css=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
-        notes=list(notes),
-        commands=sections.commands(folder) if next_commands is None else list(next_commands),
+    values = {
+        "page_name": "run report",
+        "facts_name": "Run",
+        "config_name": "config.yaml, as the run resolved it",
+        "notes": list(notes),
+        "commands": sections.commands(folder) if next_commands is None else list(next_commands),
         **sections.build(found),
-    )
-    path = folder / REPORT_FILE
-    temporary = path.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    }
+    return page.render("page.html", folder / REPORT_FILE, values)

@@ -1,0 +1,176 @@
+"""What a corpus is made from: the files of its sources, their digests, and the tasks over them."""
+
+import importlib.util
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_pipelines import catalog
+from data_pipelines import readers
+from data_pipelines import synthesis
+from data_pipelines.corpus.job import Maker
+from mistral_jax import sandbox
+from mistral_jax import storage
+from mistral_jax.config.corpus import CorpusConfig
+from mistral_jax.config.corpus_sources import CorpusSource
+
+NEEDS_SANDBOX = frozenset({"code_tasks", "preference_pairs"})
+GENERATED_LICENCE = "generated"
+TASK_FILES = 512
+
+
+def makers(config: CorpusConfig) -> tuple[Maker, ...]:
+    """Return the sources and then the generators of a corpus.
+
+    Raises:
+        ValueError: two have one name, or a source's type is unknown.
+    """
+    made = []
+    for source in config.sources:
+        kind = catalog.type_of(source.type)
+        made.append(
+            Maker(
+                source.name,
+                source.type,
+                source.expert or kind.expert,
+                source.licence or kind.licence,
+                is_generator=False,
+            )
+        )
+    for generator in config.generators:
+        made.append(
+            Maker(
+                generator.name,
+                generator.kind,
+                generator.expert,
+                GENERATED_LICENCE,
+                is_generator=True,
+            )
+        )
+    names = [each.name for each in made]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"expected different names of sources and generators, got {twice[0]} twice")
+    if not made:
+        raise ValueError("expected a source or a generator at least, got none; see docs/data.md")
+    return tuple(made)
+
+
+def check_means(config: CorpusConfig) -> None:
+    """Check, before anything is done, that rows can be verified which will have to be.
+
+    Raises:
+        sandbox.SandboxMissing: a generator makes code, and there is no sandbox to run it in.
+    """
+    if any(generator.kind in NEEDS_SANDBOX for generator in config.generators):
+        is_there, why_not = sandbox.available()
+        if not is_there:
+            raise sandbox.SandboxMissing(why_not)
+
+
+def tasks(config: CorpusConfig, *, exclude: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """Return the tasks of a corpus in their order; job.Job says what is in one.
+
+    Args:
+        config: what is to be made.
+        exclude: local folders to leave out: the output.
+
+    Raises:
+        ValueError: a source's path is not there, or has no file of its type.
+    """
+    made: list[dict[str, Any]] = []
+    for maker, source in enumerate(config.sources):
+        for files in _grouped(list_files(source, exclude=exclude), config.task_bytes):
+            made.append({"maker": maker, "files": files})
+    for maker, generator in enumerate(config.generators, start=len(config.sources)):
+        if not synthesis.makes_rows_of_documents(generator):
+            for start in range(0, generator.rows, config.task_rows):
+                stop = min(start + config.task_rows, generator.rows)
+                made.append({"maker": maker, "start": start, "stop": stop})
+    return made
+
+
+def list_files(source: CorpusSource, *, exclude: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """Return {"uri", "name", "size_bytes", "version"} of each file of a source, in their order.
+
+    The name is what rows are called by: the source's name, then the path inside the source. The
+    version is the content's sha256, of an object in a bucket what the store knows it by.
+    """
+    paths = (source.path,) if isinstance(source.path, str) else source.path
+    kind = catalog.type_of(source.type)
+    found = []
+    for index, path in enumerate(map(_place, paths)):
+        inside = f"{source.name}/{index}" if len(paths) > 1 else source.name
+        if source.optional and not storage.is_remote(path) and not Path(path).exists():
+            continue
+        listed = _remote(path) if storage.is_remote(path) else _local(path, exclude)
+        for name, uri, size_bytes, digest in listed:
+            if catalog.takes(kind, name, source.patterns):
+                found.append(
+                    {
+                        "uri": uri,
+                        "name": f"{inside}/{name}",
+                        "size_bytes": size_bytes,
+                        "version": digest,
+                    }
+                )
+    if not found and not source.optional:
+        raise ValueError(
+            f"source {source.name!r}: no file under {', '.join(paths)} matches the patterns of "
+            f"its type {source.type!r} ({', '.join(source.patterns or kind.patterns)}); correct "
+            "path, type or patterns"
+        )
+    return found
+
+
+def _place(path: str) -> str:
+    """Return a path; `python:NAME/PATH` lies in an installed package, python:stdlib in Python's.
+
+    Raises:
+        ValueError: there is no such package.
+    """
+    scheme, found, inside = path.partition("python:")
+    if scheme or not found:
+        return path
+    name, _, rest = inside.partition("/")
+    if name == "stdlib":
+        root = Path(sysconfig.get_path("stdlib"))
+    else:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(f"{path}: there is no installed package {name!r}; correct the path")
+        root = Path(next(iter(spec.submodule_search_locations)))
+    return str(root / rest) if rest else str(root)
+
+
+def _local(path: str, exclude: tuple[Path, ...]) -> Iterator[tuple[str, str, int, str | None]]:
+    root = Path(path).expanduser()
+    for file in readers.list_inputs(root, exclude=exclude):
+        size_bytes = readers.file_size_bytes(file)
+        digest = None if size_bytes is None else storage.digest(file)
+        yield readers.name_of(file, root), str(file.absolute()), size_bytes or 0, digest
+
+
+def _remote(uri: str) -> Iterator[tuple[str, str, int, str | None]]:
+    prefix = uri.rstrip("/")
+    for each in storage.list_files(uri):
+        name = each.removeprefix(f"{prefix}/") if each != prefix else prefix.rpartition("/")[2]
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        facts = storage.facts(each)
+        if facts is not None:
+            yield name, each, facts.size_bytes, facts.version
+
+
+def _grouped(files: list[dict[str, Any]], task_bytes: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield runs of files of about `task_bytes` together; a large file is a task of its own."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for file in files:
+        if group and (size + file["size_bytes"] > task_bytes or len(group) >= TASK_FILES):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file["size_bytes"]
+    if group:
+        yield group
