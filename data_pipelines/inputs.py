@@ -86,6 +86,9 @@ def open_sources(
 
 def _listed(given: str | tuple[Source, ...], key: str) -> list[Source]:
     if isinstance(given, str):
+        corpus = _experts_of(objects.local_path(given))
+        if corpus:
+            return corpus
         return [Source(name=Path(given).expanduser().resolve().name or "data", path=given)]
     names = [source.name for source in given]
     for name in names:
@@ -96,6 +99,18 @@ def _listed(given: str | tuple[Source, ...], key: str) -> list[Source]:
     if not names:
         raise ValueError(f"{key}: expected one source at least, got none")
     return list(given)
+
+
+def _experts_of(folder: Path) -> list[Source]:
+    """Return the experts of a corpus (`prepare CONFIG`), weighted by their tokens; [] of others."""
+    manifest = sources.read_json(folder / sources.MANIFEST) if folder.is_dir() else {}
+    if manifest.get("kind") != "corpus":
+        return []
+    return [
+        Source(name=name, path=str(folder / entry["folder"]), weight=entry["train"]["tokens"])
+        for name, entry in manifest["experts"].items()
+        if entry["train"]["tokens"]
+    ]
 
 
 def _place(

@@ -28,7 +28,10 @@ from mistral_jax.config import load
 from mistral_jax.config import model as model_config
 from mistral_jax.config import optimizer as optimizer_config
 from mistral_jax.config import presets
+from mistral_jax.config import corpus as corpus_config
+from mistral_jax.config import describe
 from mistral_jax.config import run as run_config
+from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.config.base import Node
 from mistral_jax.config.run import RunConfig
 
@@ -37,6 +40,7 @@ PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 QUESTIONS = ROOT / "configs" / "demo" / "general_questions.jsonl"
 BASE_CONFIG = ROOT / "configs" / "demo" / "finetune.yaml"
+CORPUS_CONFIG = ROOT / "configs" / "data" / "demo_eight_experts.yaml"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 CODE_PATH = re.compile(r"`((?:configs|launch|docs|tests|benchmarks|mistral_jax)/[\w./-]+)`")
@@ -75,6 +79,8 @@ def check_call(arguments: list[str]) -> None:
     machine: list[str] = []
     if arguments[0] in ("launch", "preflight"):  # its overrides are of the target too
         options.overrides, machine = start.split_target(options.overrides)
+    if arguments[0] == "prepare" and options.inputs[0].endswith(".yaml"):
+        corpus_config.load_corpus(options.inputs[0], options.inputs[1:])
     if hasattr(options, "config"):
         cli._load_run(options)
     elif hasattr(options, "overrides"):
@@ -114,6 +120,10 @@ def test_a_wrong_command_is_found(line, monkeypatch, capsys):
 def test_yaml_blocks_are_valid_over_the_demo_config(block, monkeypatch):
     monkeypatch.chdir(ROOT)
     tree = load.parse_yaml(block, where="block")
+    if tree.keys() & CorpusConfig.model_fields.keys() - RunConfig.model_fields.keys():
+        parent = load.read_tree(CORPUS_CONFIG)
+        load.validate(load.merge_trees(parent, tree), CorpusConfig, where="block")
+        return
     parent = load.read_tree(BASE_CONFIG)
     if "base" in tree:
         parent = load.read_tree(ROOT / "configs" / "demo" / tree.pop("base"))
@@ -311,9 +321,22 @@ def test_control_questions_are_60_different_sound_chats():
 def test_shipped_configs_are_yaml_that_the_table_covers():
     known = key_defaults()
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        if path.parent.name == "data":  # corpora, and the registry of their sources
+            continue
         run = load.load_run(path)
         for key in leaf_keys(yaml.safe_load(load.dump_yaml(run))):
             assert key in known, f"{path}: {key}"
+
+
+def test_shipped_corpora_load():
+    for path in sorted((ROOT / "configs" / "data").glob("*.yaml")):
+        if path.name != "sources.yaml":
+            assert corpus_config.load_corpus(path).sources
+
+
+def test_the_page_of_corpus_keys_is_what_the_classes_say():
+    page = (ROOT / "docs" / "corpus_keys.md").read_text(encoding="utf-8")
+    assert page == describe.page(), "run python -m mistral_jax.config.describe > docs/corpus_keys.md"
 
 
 def leaf_keys(tree: object, prefix: str = "") -> Iterator[str]:

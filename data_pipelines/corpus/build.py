@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from typing import Protocol
 
 from data_pipelines import clean
 from data_pipelines import prepare
@@ -73,13 +74,32 @@ class NothingKept(ValueError):
     """No row of any source or generator was kept."""
 
 
-def build(config: CorpusConfig, folder: Path, *, progress: Progress | None = None) -> Built:
+class Keeper(Protocol):
+    """Keeps a corpus in the making beyond this machine; see remote.py."""
+
+    def bring(self, fingerprint: str) -> dict[str, Any] | None:
+        """Bring what is kept of a job to its folder; return the manifest of one that is whole."""
+        ...
+
+    def keep(self, job: Job, stage: str, number: int, entry: dict[str, Any]) -> None:
+        """Take what a task has left, which may be there already."""
+        ...
+
+
+def build(
+    config: CorpusConfig,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    keeper: Keeper | None = None,
+) -> Built:
     """Make a corpus, or go on where an earlier call stopped.
 
     Args:
         config: what to make; its `output` is not looked at.
         folder: gets the corpus; empty, new, or of an earlier call.
         progress: told of every task; silent by default.
+        keeper: keeps state and parts elsewhere too; nobody by default.
 
     Raises:
         ValueError: a source that is not there, a folder with other things in it.
@@ -99,16 +119,22 @@ def build(config: CorpusConfig, folder: Path, *, progress: Progress | None = Non
     with tempfile.TemporaryDirectory() as made:
         resources = processors.make_resources(config.processors, Path(made))
         fingerprint = _fingerprint(config, tasks, tokenizer, resources)
-        finished = _finished(folder, fingerprint)
+        kept = None if keeper is None else keeper.bring(fingerprint)
+        finished = kept or _finished(folder, fingerprint)
         if finished is not None:
             shutil.rmtree(folder / WORK, ignore_errors=True)  # killed between manifest and clearing
             return Built(folder, finished, is_reused=True)
         job = Job(folder / WORK, config, makers, tuple(tasks), resources)
-        return _build(job, folder, fingerprint, tokenizer, progress)
+        return _build(job, folder, fingerprint, tokenizer, progress, keeper)
 
 
 def _build(
-    job: Job, folder: Path, fingerprint: str, tokenizer: Tokenizer | None, progress: Progress
+    job: Job,
+    folder: Path,
+    fingerprint: str,
+    tokenizer: Tokenizer | None,
+    progress: Progress,
+    keeper: Keeper | None,
 ) -> Built:
     """Do what is not done of a job."""
     config = job.config
@@ -119,7 +145,7 @@ def _build(
     folder.mkdir(parents=True, exist_ok=True)
     with prepare.locked(folder):
         try:
-            run = _Run(folder, job, fingerprint, tokenizer, progress)
+            run = _Run(folder, job, fingerprint, tokenizer, progress, keeper)
             return Built(folder, run.whole(), is_reused=False, resumed_tasks=run.resumed)
         except OSError as error:
             storage.raise_if_disk_full(error, folder)
@@ -138,18 +164,23 @@ class _Run:
         fingerprint: str,
         tokenizer: Tokenizer | None,
         progress: Progress,
+        keeper: Keeper | None,
     ):
         self.folder, self.job, self.fingerprint = folder, job, fingerprint
-        self.tokenizer, self.progress = tokenizer, progress
+        self.tokenizer, self.progress, self.keeper = tokenizer, progress, keeper
         self.state = states.State(folder, fingerprint)
         self.resumed = 0
-        if not self.state.is_resumed or not (job.folder / fates.EARLIER_DONE).exists():
+        is_new = not self.state.is_resumed or not (job.folder / fates.EARLIER_DONE).exists()
+        if is_new:
             shutil.rmtree(job.folder, ignore_errors=True)
             self.state.stages.clear()
             job.folder.mkdir(parents=True)
-            if job.resources.folder is not None:
-                shutil.copytree(job.resources.folder, job.folder / jobs.RESOURCES)
-            job.write()
+        # A job that goes on may do so on another machine, where inputs lie elsewhere.
+        if job.resources.folder is not None:
+            resources = job.folder / jobs.RESOURCES
+            shutil.copytree(job.resources.folder, resources, dirs_exist_ok=True)
+        job.write()
+        if is_new:
             fates.keep_earlier(job, folder)
             self.state.write()
 
@@ -192,6 +223,7 @@ class _Run:
                 self.state.forget(stage, number)
                 del done[number]
             else:
+                self._keep(stage, number, entry)
                 seen(number, entry)
         self.resumed += len(done)
         total_bytes = sum(
@@ -211,11 +243,16 @@ class _Run:
         executor = self.job.config.executor
         for number, entry in executors.run_tasks(executor, self.job.folder, MODULES[stage], left):
             self.state.mark(stage, number, entry)
+            self._keep(stage, number, entry)
             done[number] = entry
             self.progress.task_done(entry)
             seen(number, entry)
         self.state.write()
         return dict(sorted(done.items()))
+
+    def _keep(self, stage: str, number: int, entry: dict[str, Any]) -> None:
+        if self.keeper is not None:
+            self.keeper.keep(self.job, stage, number, entry)
 
     def _publish(
         self, mapped: dict[int, Any], joined: fates.Joined, encoded: dict[int, Any]
@@ -318,8 +355,12 @@ def _without_place(task: dict[str, Any]) -> dict[str, Any]:
     """Return a task without where its files lie on this machine."""
     if "files" not in task:
         return task
-    files = [{k: v for k, v in file.items() if k != "uri"} for file in task["files"]]
-    return {**task, "files": files}
+    return {**task, "files": [_without_uri(file) for file in task["files"]]}
+
+
+def _without_uri(file: dict[str, Any]) -> dict[str, Any]:
+    beside = [_without_uri(each) for each in file.get("beside", ())]
+    return {**{k: v for k, v in file.items() if k != "uri"}, "beside": beside}
 
 
 def _check_folder(folder: Path) -> None:

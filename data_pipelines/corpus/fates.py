@@ -105,15 +105,26 @@ def decide(job: Job, numbers: list[int]) -> Joined:
     makers = _column(features, "maker", np.dtype("u2"))
     representatives = np.arange(len(digests), dtype=np.int64)
     if config.near_duplicates is not None and len(digests):
-        made = [runs.Run(job.runs, number) for number in numbers]
-        representatives = join.join(made, config.near_duplicates).representatives
+        all_runs = [runs.Run(job.runs, number) for number in numbers]
+        representatives = join.join(all_runs, config.near_duplicates).representatives
+    is_made = _column(features, "parent", np.dtype("i4")) != parts.NO_PARENT
+    read, made = np.flatnonzero(~is_made), np.flatnonzero(is_made)
     decided = fates.decide(
-        digests,
-        representatives,
+        digests[read],
+        _within(representatives, read),
         assignments.read(job.folder / EARLIER),
         eval_fraction=config.eval_fraction,
+        groups=_column(features, "group", np.dtype("u8"))[read],
     )
-    codes = decided.codes.copy()
+    # What was made of documents goes where they go, and nothing of it is recorded.
+    of_made = fates.decide(
+        digests[made], _within(representatives, made), assignments.nothing(), eval_fraction=0.0
+    )
+    codes = np.empty(len(digests), np.uint8)
+    instead = np.full(len(digests), fates.NOBODY, np.int64)
+    for rows, each in ((read, decided), (made, of_made)):
+        codes[rows] = each.codes
+        instead[rows] = np.where(each.instead >= 0, rows[each.instead], fates.NOBODY)
     _leave_over_limits(job, codes, makers, _column(features, "is_pdf", np.dtype("u1")))
     _follow_documents(codes, features, starts)
     described = clusters.describe(representatives)
@@ -121,7 +132,7 @@ def decide(job: Job, numbers: list[int]) -> Joined:
         tuple(numbers),
         starts,
         codes,
-        decided.instead,
+        instead,
         makers,
         decided.assignments,
         decided.from_before,
@@ -167,6 +178,12 @@ def _codes(job: Job, number: int) -> np.ndarray:
 
 def _column(features: list[np.ndarray], name: str, dtype: np.dtype) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *(each[name] for each in features)])
+
+
+def _within(representatives: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the clusters among some rows: each one's first row, by its place among them."""
+    _, first, which = np.unique(representatives[rows], return_index=True, return_inverse=True)
+    return first.astype(np.int64)[which]
 
 
 def _leave_over_limits(

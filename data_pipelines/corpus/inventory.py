@@ -1,19 +1,25 @@
 """What a corpus is made from: the files of its sources, their digests, and the tasks over them."""
 
+import dataclasses
 import importlib.util
 import sysconfig
 from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data_pipelines import catalog
 from data_pipelines import readers
 from data_pipelines import synthesis
+from data_pipelines.corpus import companions
+from data_pipelines.corpus import fetching
+from data_pipelines.corpus.companions import Found
 from data_pipelines.corpus.job import Maker
 from mistral_jax import sandbox
 from mistral_jax import storage
 from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.config.corpus_sources import CorpusSource
+from mistral_jax.storage import upload
 
 NEEDS_SANDBOX = frozenset({"code_tasks", "preference_pairs"})
 GENERATED_LICENCE = "generated"
@@ -50,7 +56,9 @@ def makers(config: CorpusConfig) -> tuple[Maker, ...]:
         )
     names = [each.name for each in made]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"expected different names of sources and generators, got {twice[0]} twice")
+        raise ValueError(
+            f"expected different names of sources and generators, got {twice[0]} twice"
+        )
     if not made:
         raise ValueError("expected a source or a generator at least, got none; see docs/data.md")
     return tuple(made)
@@ -80,7 +88,9 @@ def tasks(config: CorpusConfig, *, exclude: tuple[Path, ...]) -> list[dict[str, 
     """
     made: list[dict[str, Any]] = []
     for maker, source in enumerate(config.sources):
-        for files in _grouped(list_files(source, exclude=exclude), config.task_bytes):
+        outside = config.output if storage.is_remote(config.output) else ""
+        listed = list_files(source, exclude=exclude, outside=outside)
+        for files in _grouped(listed, config.task_bytes):
             made.append({"maker": maker, "files": files})
     for maker, generator in enumerate(config.generators, start=len(config.sources)):
         if not synthesis.makes_rows_of_documents(generator):
@@ -90,30 +100,37 @@ def tasks(config: CorpusConfig, *, exclude: tuple[Path, ...]) -> list[dict[str, 
     return made
 
 
-def list_files(source: CorpusSource, *, exclude: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
-    """Return {"uri", "name", "size_bytes", "version"} of each file of a source, in their order.
+def list_files(
+    source: CorpusSource, *, exclude: tuple[Path, ...] = (), outside: str = ""
+) -> list[dict[str, Any]]:
+    """Return {"uri", "name", "size_bytes", "version", ...} of each file of a source, in order.
 
     The name is what rows are called by: the source's name, then the path inside the source. The
-    version is the content's sha256, of an object in a bucket what the store knows it by.
+    version is the content's sha256; of an object in a bucket what the store knows it by, with the
+    "digest" that its listing tells. Files that the format looks up from others are told "beside"
+    them (companions.py).
+
+    Args:
+        source: where to look.
+        exclude: local folders to leave out.
+        outside: a URI to leave out.
     """
     paths = (source.path,) if isinstance(source.path, str) else source.path
     kind = catalog.type_of(source.type)
     found = []
     for index, path in enumerate(map(_place, paths)):
         inside = f"{source.name}/{index}" if len(paths) > 1 else source.name
-        if source.optional and not storage.is_remote(path) and not Path(path).exists():
+        if storage.is_remote(path):
+            listed = list(_remote(path, outside, is_optional=source.optional))
+        elif source.optional and not Path(path).expanduser().exists():
             continue
-        listed = _remote(path) if storage.is_remote(path) else _local(path, exclude)
-        for name, uri, size_bytes, digest in listed:
-            if catalog.takes(kind, name, source.patterns):
-                found.append(
-                    {
-                        "uri": uri,
-                        "name": f"{inside}/{name}",
-                        "size_bytes": size_bytes,
-                        "version": digest,
-                    }
-                )
+        else:
+            listed = list(_local(path, exclude))
+        others = companions.Companions(kind, source.patterns, listed)
+        for file in listed:
+            if catalog.takes(kind, file.name, source.patterns):
+                name = f"{inside}/{file.name}"
+                found.append({**file.entry(), "name": name, **others.of(file)})
     if not found and not source.optional:
         raise ValueError(
             f"source {source.name!r}: no file under {', '.join(paths)} matches the patterns of "
@@ -143,23 +160,57 @@ def _place(path: str) -> str:
     return str(root / rest) if rest else str(root)
 
 
-def _local(path: str, exclude: tuple[Path, ...]) -> Iterator[tuple[str, str, int, str | None]]:
+def _local(path: str, exclude: tuple[Path, ...]) -> Iterator[Found]:
     root = Path(path).expanduser()
     for file in readers.list_inputs(root, exclude=exclude):
         size_bytes = readers.file_size_bytes(file)
-        digest = None if size_bytes is None else storage.digest(file)
-        yield readers.name_of(file, root), str(file.absolute()), size_bytes or 0, digest
+        yield Found(readers.name_of(file, root), str(file.absolute()), size_bytes)
 
 
-def _remote(uri: str) -> Iterator[tuple[str, str, int, str | None]]:
-    prefix = uri.rstrip("/")
-    for each in storage.list_files(uri):
-        name = each.removeprefix(f"{prefix}/") if each != prefix else prefix.rpartition("/")[2]
-        if any(part.startswith(".") for part in name.split("/")):
+def _remote(uri: str, outside: str, *, is_optional: bool) -> Iterator[Found]:
+    """List a prefix, or look at one object; hidden ones are left out.
+
+    Of a folder that was uploaded with a list of its files, those count, with the list's digests.
+
+    Raises:
+        StorageError: the upload of such a folder has not ended.
+    """
+    base, output = uri.rstrip("/"), outside.rstrip("/")
+    alone = None if uri.endswith("/") else fetching.patiently(uri, lambda: storage.facts(uri))
+    if alone is not None:
+        yield Found(base.rpartition("/")[2], uri, alone.size_bytes, alone)
+        return
+    listed = dict(fetching.patiently(uri, lambda: storage.list_facts(base)))
+    lists = {}
+    for each in listed:
+        folder, _, last = each.rpartition("/")
+        if last == upload.LIST_NAME:
+            lists[folder] = _whole_list(each)
+    for each, facts in listed.items():
+        name = each.removeprefix(f"{base}/")
+        is_output = bool(output) and each.startswith(f"{output}/")
+        if is_output or any(part.startswith(".") for part in name.split("/")):
             continue
-        facts = storage.facts(each)
-        if facts is not None:
-            yield name, each, facts.size_bytes, facts.version
+        folder = next((f for f in lists if each.startswith(f"{f}/")), None)
+        if folder is not None:
+            sha256 = lists[folder].get(each.removeprefix(f"{folder}/"))
+            if sha256 is None:
+                continue
+            facts = dataclasses.replace(facts, digest=f"sha256:{sha256}")
+        yield Found(name, each, facts.size_bytes, facts)
+    if not listed and not is_optional:
+        raise storage.StorageError(f"{uri}: there are no files under this prefix; correct the path")
+
+
+def _whole_list(uri: str) -> Mapping[str, str]:
+    """Return the digests of an uploaded folder's files by their names."""
+    found = fetching.patiently(uri, lambda: upload.read_list(uri))
+    if not found.is_complete:
+        raise storage.StorageError(
+            f"{uri.rpartition('/')[0]}: the upload to it was interrupted, it is incomplete; run "
+            "again what uploads it, which then sends what is missing"
+        )
+    return found.sha256
 
 
 def _grouped(files: list[dict[str, Any]], task_bytes: int) -> Iterator[list[dict[str, Any]]]:

@@ -69,6 +69,11 @@ class Job:
         return self.folder / "runs"
 
     @property
+    def media(self) -> Path:
+        """Where generators put the files that they make, named by content."""
+        return self.folder / "media"
+
+    @property
     def fates(self) -> Path:
         """What the join has decided, one entry for each row of all tasks."""
         return self.folder / "fates.npy"

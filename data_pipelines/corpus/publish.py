@@ -8,6 +8,7 @@
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from data_pipelines.corpus.provenance import ProvenanceWriter
 from mistral_jax.tokenizers import Tokenizer
 
 FILES = (parts.REJECTS, parts.BATCHES, parts.SET_ASIDE, "report.html")
+MEDIA = "media"
 LENGTH_BINS = tuple(1 << power for power in range(24))
 DIFFICULTY_EDGES = tuple(step / 20 for step in range(21))
 
@@ -95,7 +97,9 @@ def _write_split(
     folder.mkdir(parents=True)
     provenance = ProvenanceWriter(folder)
     for index, line in zip(chosen.tolist(), tables.lines(job, made, chosen), strict=True):
-        provenance.add(_origin(json.loads(line), made, index))
+        row = json.loads(line)
+        provenance.add(_origin(row, made, index))
+        _take_media(job, row, folder.parent / MEDIA)
     entry: dict[str, Any] = {}
     if has_tokens:
         writer = shards.SplitWriter(folder)
@@ -109,6 +113,15 @@ def _write_split(
         entry["levels"] = shards.file_entry(levels.write(folder, made.level[chosen]))
     entry["provenance"] = provenance.close()
     return entry
+
+
+def _take_media(job: Job, row: dict[str, Any], folder: Path) -> None:
+    """Put the media file of a generated row, named by its content, beside the shards."""
+    name = row["facts"].get("media", {}).get("path")
+    if name is None or row["made_by"] == rows.READ or (folder / name).exists():
+        return
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(job.media / name, folder / name)
 
 
 def _origin(row: dict[str, Any], made: tables.Table, index: int) -> dict[str, Any]:

@@ -51,13 +51,18 @@ class State:
 
     def write(self) -> None:
         """Write the state whole or not at all."""
-        stages = {
-            stage: dict(sorted(entries.items(), key=lambda entry: int(entry[0])))
-            for stage, entries in sorted(self.stages.items())
-        }
-        value = {"version": VERSION, "fingerprint": self._fingerprint, "stages": stages}
-        storage.write_bytes(self.path, json.dumps(value, indent=1).encode() + b"\n")
+        storage.write_bytes(self.path, content(self._fingerprint, self.stages))
         self._written_s = time.monotonic()
+
+
+def content(fingerprint: str, stages: dict[str, dict[str, Any]], **more: str) -> bytes:
+    """Return what pipeline_state.json holds."""
+    ordered = {
+        stage: dict(sorted(entries.items(), key=lambda entry: int(entry[0])))
+        for stage, entries in sorted(stages.items())
+    }
+    value = {"version": VERSION, "fingerprint": fingerprint, **more, "stages": ordered}
+    return json.dumps(value, indent=1).encode() + b"\n"
 
 
 def folder_digest(folder: Path) -> str | None:

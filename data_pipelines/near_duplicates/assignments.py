@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Bool
 from jaxtyping import Int64
 from jaxtyping import UInt8
-from jaxtyping import UInt64
 
 from mistral_jax import storage
 
@@ -71,26 +70,24 @@ def merge(
     return Assignments(both[order[starts]], (all_marks[starts] | are_kept).astype(np.uint8))
 
 
-def order_of(digests: UInt8[np.ndarray, "N D"]) -> Int64[np.ndarray, "N"]:
-    """Return the order of digests by their first 16 bytes; equal ones stay as they come."""
-    high, low = _halves(digests)
-    return np.lexsort((low, high))
+def order_of(digests: UInt8[np.ndarray, "N 16"]) -> Int64[np.ndarray, "N"]:
+    """Return the order of digests; equal ones stay as they come."""
+    return np.argsort(_strings(digests), kind="stable")
 
 
 def is_first_of(
-    digests: UInt8[np.ndarray, "N D"], order: Int64[np.ndarray, "N"]
+    digests: UInt8[np.ndarray, "N 16"], order: Int64[np.ndarray, "N"]
 ) -> Bool[np.ndarray, "N"]:
     """Tell which places of the order hold a digest that no place before them holds."""
     is_first = np.ones(len(order), np.bool_)
-    high, low = (half[order] for half in _halves(digests))
-    is_first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    ordered = _strings(digests)[order]
+    is_first[1:] = ordered[1:] != ordered[:-1]
     return is_first
 
 
-def _halves(digests: UInt8[np.ndarray, "N D"]) -> list[UInt64[np.ndarray, "N"]]:
-    """Return the first 16 bytes as two big-endian numbers."""
-    numbers = np.ascontiguousarray(digests[:, :DIGEST_BYTES]).view(">u8").astype(np.uint64)
-    return [numbers[:, 0], numbers[:, 1]]
+def _strings(digests: UInt8[np.ndarray, "N 16"]) -> np.ndarray:
+    """Return digests as byte strings, which NumPy can order."""
+    return np.ascontiguousarray(digests).view(f"S{DIGEST_BYTES}").ravel()
 
 
 def read(folder: str | Path) -> Assignments:

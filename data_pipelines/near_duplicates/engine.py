@@ -2,12 +2,11 @@
 
 Daft reports each import and each start of a runner over the network unless its environment says
 otherwise; so the environment is set before it is imported. The workers of a Ray cluster get the
-same environment with the job.
+same environment with the job; a caller who starts Ray himself hands SILENT to its runtime_env.
 """
 
 import functools
 import os
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -16,12 +15,13 @@ SILENT = {
     "DO_NOT_TRACK": "1",
     "SCARF_NO_ANALYTICS": "1",
     "DAFT_PROGRESS_BAR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
 @functools.cache
 def start(runner: str = "native", ray_address: str | None = None) -> ModuleType:
-    """Return Daft, on the wanted runner. A process has one runner for good.
+    """Return Daft, on the wanted runner. A process has one runner for good: Daft refuses another.
 
     Args:
         runner: "native" (this machine) or "ray".
@@ -29,13 +29,7 @@ def start(runner: str = "native", ray_address: str | None = None) -> ModuleType:
 
     Raises:
         ImportError: Daft, or Ray where it is asked for, is not installed.
-        ValueError: Daft was imported before with its telemetry on, or on another runner.
     """
-    if "daft" in sys.modules and os.environ.get("DAFT_ANALYTICS_ENABLED") not in ("0", "false"):
-        raise ValueError(
-            "daft was imported before near_duplicates.engine and has reported to its makers; "
-            "import it through near_duplicates.engine.start"
-        )
     os.environ.update(SILENT)
     try:
         import daft

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 from jaxtyping import Int64
 from jaxtyping import UInt8
+from jaxtyping import UInt64
 
 from data_pipelines.near_duplicates import assignments
 from data_pipelines.near_duplicates.assignments import BRIDGE
@@ -57,6 +58,7 @@ def decide(
     *,
     eval_fraction: float,
     max_documents: int | None = None,
+    groups: UInt64[np.ndarray, "N"] | None = None,
 ) -> Fates:
     """Decide about all documents of a corpus.
 
@@ -67,6 +69,7 @@ def decide(
         eval_fraction: share of new clusters that is held out.
         max_documents: how many stay at most; those kept before come first, then the smallest
             numbers. What goes over the limit is not recorded.
+        groups: documents of one group, which is a hash, are drawn for the same side; 0 for none.
 
     Raises:
         ValueError: the two arrays differ in length.
@@ -88,7 +91,7 @@ def decide(
     first_of = _first_of_cluster(representatives, is_open)
     stays = was_kept | (is_open & (first_of == numbers))
     side = np.where(was_kept, marks & BRIDGE, of_cluster & BRIDGE)
-    side = np.where(side == 0, _drawn_side(digests, eval_fraction), side).astype(np.uint8)
+    side = np.where(side == 0, _drawn_side(digests, eval_fraction, groups), side).astype(np.uint8)
 
     codes = np.full(len(digests), NEAR_DUPLICATE, np.uint8)
     codes[stays] = np.where(side[stays] == EVAL, KEPT_EVAL, KEPT_TRAIN)
@@ -136,9 +139,13 @@ def _first_of_cluster(
     return first[representatives]
 
 
-def _drawn_side(digests: UInt8[np.ndarray, "N D"], eval_fraction: float) -> UInt8[np.ndarray, "N"]:
-    """Return the side of new clusters: by the first eight bytes of the content's digest."""
+def _drawn_side(
+    digests: UInt8[np.ndarray, "N D"], eval_fraction: float, groups: UInt64[np.ndarray, "N"] | None
+) -> UInt8[np.ndarray, "N"]:
+    """Return the side of new clusters: by the group, or eight bytes of the content's digest."""
     draws = np.ascontiguousarray(digests[:, :8]).view(">u8").ravel()
+    if groups is not None:
+        draws = np.where(groups > 0, groups, draws)
     threshold = int(eval_fraction * (1 << 64))
     if threshold >= 1 << 64:
         return np.full(len(digests), EVAL, np.uint8)

@@ -58,6 +58,15 @@ class CorpusConfig(Node):
     """Everything that decides what a prepared corpus holds, and where it goes.
 
     Attributes:
+        name: of the corpus, in its manifest and report.
+        seed: of the generators.
+        sources: what is read, in this order.
+        generators: what is made, after all sources.
+        writer: who writes the generators' texts, where one does not say otherwise.
+        processors: the steps that rows of each kind go through.
+        gate: what a batch of rows must reach, or it is set aside.
+        verify: limits of the sandbox and the checkers.
+        near_duplicates: how they are found; null looks for exact duplicates only.
         output: folder or URI; gets a folder for each expert, manifest.json and report.html.
         tokenizer: the model's, as `train` takes it; null writes no shards, only readable files.
         readable: what people get beside the shards, for each expert: train_dataset and
@@ -66,6 +75,8 @@ class CorpusConfig(Node):
         max_bad_fraction: of a source's rows; above it the run stops and says so.
         min_rows_for_stop: so many rows are read of a source before that rule holds.
         task_bytes: input of one task: what a killed run does over again.
+        task_rows: rows of a generator in one task.
+        executor: where tasks run.
         eval_fraction: share of near-duplicate clusters that is held out.
     """
 

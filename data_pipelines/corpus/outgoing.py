@@ -1,0 +1,206 @@
+"""The parts of a corpus in the making on their way to a bucket, by threads beside the job.
+
+A part is linked aside when its task has ended, so that it can be sent whatever becomes of the
+folder; the bucket's state names it when all of its files have arrived.
+"""
+
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.corpus import fates
+from data_pipelines.corpus import state as states
+from data_pipelines.corpus.job import Job
+from data_pipelines.near_duplicates import assignments
+from mistral_jax import storage
+from mistral_jax.storage import mirror
+from mistral_jax.storage import remote_folder
+from mistral_jax.storage import upload
+
+WORK, RUNS, MAP = "work", "runs", "map"
+NUM_THREADS = 4
+WRITE_EVERY_S, WRITE_SHARE = 2.0, 20  # at most a 20th of the time goes into writing the state
+
+
+def part_of(name: str) -> tuple[str, str] | None:
+    """Return (stage, number as the state writes it) of a file's name in the output, or None."""
+    where, _, rest = name.removeprefix(f"{WORK}/").partition("/")
+    number = rest.partition("/")[0].partition(".")[0]
+    if not name.startswith(f"{WORK}/") or not number.isdigit():
+        return None
+    return (MAP if where == RUNS else where), str(int(number))
+
+
+def is_whole_folder(name: str) -> bool:
+    """Return whether a part's file lies in a folder that is the part's own."""
+    return not name.startswith(f"{WORK}/{RUNS}/")
+
+
+def set_job(folder: Path, name: str) -> None:
+    """Note which job a local folder belongs to."""
+    storage.write_bytes(_job_path(folder), name.encode())
+
+
+def is_of(folder: Path, name: str) -> bool:
+    """Return whether a local folder belongs to a job."""
+    path = _job_path(folder)
+    return path.is_file() and path.read_text(encoding="utf-8") == name
+
+
+def _job_path(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.job")
+
+
+class Outgoing:
+    """Sends parts as they come; a context that leaves what is not sent when it ends by an error.
+
+    Args:
+        folder: the local folder of the corpus.
+        uri: where it is kept.
+        check: raises where the output is not ours any more.
+        say: told when the store fails, and when it answers again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        uri: str,
+        *,
+        check: Callable[[], None],
+        say: Callable[[str], None],
+    ):
+        self._uri, self._check, self._say = uri, check, say
+        self._folder = folder
+        self._aside = folder.with_name(f".{folder.name}.outgoing")
+        self._fingerprint = self._job_name = ""
+        self._stages: dict[str, dict[str, Any]] = {}
+        self._pool = futures.ThreadPoolExecutor(NUM_THREADS, "outgoing")
+        self._running: list[futures.Future] = []
+        self._lock = threading.Lock()
+        self._has_ended = threading.Event()
+        self._next_write_s = 0.0
+
+    def __enter__(self) -> "Outgoing":
+        shutil.rmtree(self._aside, ignore_errors=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._has_ended.set()
+        self._pool.shutdown(cancel_futures=True)
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def begin_with(
+        self, fingerprint: str, job_name: str, stages: dict[str, dict[str, Any]]
+    ) -> None:
+        """Take up a job.
+
+        Args:
+            fingerprint: of everything that decides the result.
+            job_name: as the bucket's state says; "" for a job that it does not know.
+            stages: what the bucket holds of it.
+        """
+        self._fingerprint, self._job_name = fingerprint, job_name
+        self._stages = {stage: dict(entries) for stage, entries in stages.items()}
+
+    def keep(self, job: Job, stage: str, number: int, entry: dict[str, Any]) -> None:
+        """Send what a task has left, unless it is there.
+
+        Raises:
+            mirror.Outage: the store failed for too long.
+            owner.Lost: the output is not ours any more.
+        """
+        if not self._stages:
+            self._begin(job)
+        self._raise_error()
+        if self._stages.get(stage, {}).get(str(number)) == entry:
+            return
+        part = job.part(stage, number)
+        files = list(part.iterdir())
+        if stage == MAP and job.runs.is_dir():
+            files += job.runs.glob(f"{number:05d}.*")
+        aside = {}
+        for file in files:
+            name = f"{WORK}/{file.relative_to(job.folder).as_posix()}"
+            aside[name] = self._aside / name
+            aside[name].parent.mkdir(parents=True, exist_ok=True)
+            aside[name].unlink(missing_ok=True)
+            remote_folder.link_or_copy(file, aside[name])
+        self._running.append(self._pool.submit(self._send_part, aside, stage, number, entry))
+
+    def finish(self) -> None:
+        """Wait until all has arrived.
+
+        Raises:
+            Outage, Lost: as `keep` does.
+        """
+        futures.wait(self._running)
+        self._raise_error()
+        if self._stages:
+            self._write_state()
+
+    def clear(self) -> None:
+        """Remove the parts from the bucket, what makes them count first."""
+        begin = f"{self._uri}/{WORK}"
+        self._patiently(lambda: storage.delete(f"{begin}/{fates.EARLIER_DONE}"))
+        for name in self._patiently(lambda: storage.list_files(begin)):
+            self._patiently(lambda n=name: storage.delete(n))
+
+    def _begin(self, job: Job) -> None:
+        """Put what a new job begins with in the place of what is left of another one."""
+        header = job.folder / fates.EARLIER / assignments.HEADER
+        named = f"{self._fingerprint} {storage.digest(header)}"
+        self._job_name = hashlib.sha256(named.encode()).hexdigest()[:32]
+        self._patiently(self._check)
+        self.clear()
+        done = job.folder / fates.EARLIER_DONE
+        for file in [*sorted((job.folder / fates.EARLIER).iterdir()), done]:
+            self._send_file(file, f"{WORK}/{file.relative_to(job.folder).as_posix()}")
+        self._stages = {MAP: {}}
+        self._write_state()
+        set_job(self._folder, self._job_name)
+
+    def _send_part(
+        self, files: dict[str, Path], stage: str, number: int, entry: dict[str, Any]
+    ) -> None:
+        self._patiently(self._check)
+        for name, path in files.items():
+            self._send_file(path, name)
+            path.unlink()
+        with self._lock:
+            self._stages.setdefault(stage, {})[str(number)] = entry
+            if time.monotonic() >= self._next_write_s:
+                self._patiently(self._check)
+                self._write_state()
+
+    def _send_file(self, path: Path, name: str) -> None:
+        uri = f"{self._uri}/{name}"
+        self._patiently(lambda: upload.send_file(path, uri, say=lambda line: None))
+
+    def _write_state(self) -> None:
+        start_s = time.monotonic()
+        raw = states.content(self._fingerprint, self._stages, job=self._job_name)
+        self._patiently(lambda: storage.write_bytes(f"{self._uri}/{states.STATE}", raw))
+        end_s = time.monotonic()
+        self._next_write_s = end_s + max(WRITE_EVERY_S, WRITE_SHARE * (end_s - start_s))
+
+    def _raise_error(self) -> None:
+        ended = [each for each in self._running if each.done()]
+        self._running = [each for each in self._running if not each.done()]
+        for each in ended:
+            each.result()
+
+    def _patiently[T](self, action: Callable[[], T]) -> T:
+        return mirror.until_it_answers(
+            action,
+            say=self._say,
+            begins="the work goes on, but its parts cannot be sent now",
+            ends="parts are sent again",
+            failed=f"{self._uri}: nothing could be sent",
+            advice=f"what was made is in {self._folder}: run the same command here to go on",
+            is_stopped=self._has_ended.is_set,
+        )
