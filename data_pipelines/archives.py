@@ -107,7 +107,7 @@ def name_problem(member: str) -> str | None:
 def _zip_members(
     name: str, stream: BinaryIO, limits: Limits, budget: inflate.Budget
 ) -> Iterator[tuple[str, BinaryIO | Reject]]:
-    with _seekable(stream, limits) as file, _call_zipfile(lambda: zipfile.ZipFile(file)) as archive:
+    with seekable(stream, limits) as file, _call_zipfile(lambda: zipfile.ZipFile(file)) as archive:
         # What is left of the archive for the members to come, whatever its headers say.
         compressed_bytes = file.seek(0, 2)
         for info in archive.infolist():
@@ -238,8 +238,12 @@ def _is_hidden(member: str) -> bool:
     return any(part.startswith(".") and part != "." for part in parts) or parts[0] == "__MACOSX"
 
 
-def _seekable(stream: BinaryIO, limits: Limits) -> BinaryIO:
-    """Return a stream that zipfile can seek in: itself, or a copy in a nameless file."""
+def seekable(stream: BinaryIO, limits: Limits) -> BinaryIO:
+    """Return a stream that can be sought in: itself, or a copy in a nameless file.
+
+    Raises:
+        ArchiveError: a copy would take more than `member_bytes`.
+    """
     if stream.seekable():
         return stream
     file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115  read later
@@ -248,7 +252,7 @@ def _seekable(stream: BinaryIO, limits: Limits) -> BinaryIO:
         size += len(chunk)
         if size > limits.member_bytes:
             raise inflate.ArchiveError(
-                "too_large", f"a nested archive of more than {limits.member_bytes} bytes"
+                "too_large", f"a nested file of more than {limits.member_bytes} bytes"
             )
         file.write(chunk)
     file.seek(0)

@@ -2,10 +2,13 @@
 
 Which rows a batch holds is decided by the ledger alone, from the step's number. The iterator's
 state is that number and a fingerprint of everything that decides the rows; a resume with another
-fingerprint is refused with the difference named.
+fingerprint is refused with the difference named. With a curriculum the state also has what it has
+decided so far.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,7 +19,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from data_pipelines import curriculum
 from data_pipelines import ledger
+from data_pipelines import levels
 from data_pipelines import rows
 from data_pipelines import sources
 from mistral_jax.config.data import DataConfig
@@ -43,14 +48,19 @@ class TrainBatches:
         *,
         start_step: int,
         held_rows: np.ndarray,
+        epoch_order: Callable[[], ledger.Ledger],
+        guide: curriculum.Curriculum | None = None,
     ):
         """Use `train_batches`."""
         self._rows = made
+        self._epoch_order = epoch_order
+        self._guide = guide
         self._config = config
         self._fingerprint = fingerprint
         self._held_rows = held_rows
         self._next_step = start_step
-        self._grain: Iterator[dict[str, np.ndarray]] | None = None
+        self._grain: grain.DatasetIterator[dict[str, np.ndarray]] | None = None
+        self._follow()
 
     def __iter__(self) -> "TrainBatches":
         """Return itself."""
@@ -58,6 +68,7 @@ class TrainBatches:
 
     def __next__(self) -> Batch:
         """Return the next batch."""
+        self._follow()
         if self._grain is None:
             self._grain = self._start()
         batch = Batch(**next(self._grain))
@@ -68,21 +79,27 @@ class TrainBatches:
         """Return the steps of so many passes over the data, the last one whole.
 
         A pass is the rows of the ledger's first epoch: where the source that runs out first,
-        against its weight, has run through once. All of them are packed to count them.
+        against its weight, has run through once. All of them are packed to count them. With a
+        curriculum they are counted as without one.
         """
-        passes = Fraction(str(epochs))  # 0.1 is a tenth, not the binary number beside it
-        num_rows = _rows_in_epoch(self._rows.order)
-        return max(1, math.ceil(passes * num_rows / self._config.global_batch_sequences))
+        return _steps_in(self._epoch_order(), epochs, self._config)
 
     def get_state(self) -> dict[str, Any]:
         """Return plain JSON values; the block is only there to find the row sooner."""
         step = self._next_step
         block, first_row = self._rows.order.locate(step * self._config.global_batch_sequences)
-        return {
+        state = {
             "next_step": step,
             "fingerprint": self._fingerprint,
             "anchor": {"block": block, "first_row": first_row},
         }
+        leveled = self._rows.order.leveled
+        if self._guide is not None and leveled is not None:
+            state["curriculum"] = {
+                "entries": leveled.get_state(),
+                "sources": self._guide.get_state(),
+            }
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a state.
@@ -91,12 +108,45 @@ class TrainBatches:
             ResumeMismatch: it is of other data, seed, weights or shapes; names each difference.
         """
         check_fingerprint(state["fingerprint"], self._fingerprint)
+        self._stop()
+        if self._guide is not None:
+            self._rows.order.set_entries(state["curriculum"]["entries"])
+            self._guide.set_state(state["curriculum"]["sources"])
         if "anchor" in state:
             self._rows.order.anchor(state["anchor"]["block"], state["anchor"]["first_row"])
         self._next_step = state["next_step"]
-        self._grain = None
 
-    def _start(self) -> Iterator[dict[str, np.ndarray]]:
+    def observe(self, losses: curriculum.Losses) -> None:
+        """Tell the curriculum the held-out losses by (source, level)."""
+        if self._guide is not None:
+            self._guide.observe(losses)
+
+    def levels(self) -> dict[str, int]:
+        """Return the level of each source that follows the curriculum, for the next batch."""
+        return {} if self._guide is None else self._guide.levels(self._next_step)
+
+    def _follow(self) -> None:
+        """Enter what the curriculum wants now, for the blocks that no batch so far has touched.
+
+        Batches made ahead are dropped and made again, so that how far ahead they were made does
+        not matter.
+        """
+        if self._guide is None:
+            return
+        wanted = self._guide.shares(self._next_step)
+        if wanted == self._rows.order.shares:
+            return
+        self._rows.order.append(self._next_step * self._config.global_batch_sequences, wanted)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Let go of the batches made ahead; a thread may still be at work on one."""
+        if self._grain is not None:
+            self._grain.close()
+            self._grain = None
+            self._rows = self._rows.again()
+
+    def _start(self) -> "grain.DatasetIterator[dict[str, np.ndarray]]":
         steps = grain.MapDataset.range(self._next_step, ENDLESS_STEPS)
         cut = _Cut(self._rows, self._config.global_batch_sequences, self._held_rows)
         prefetch = self._config.prefetch_batches
@@ -145,6 +195,7 @@ def train_batches(
     weights: Sequence[float] | None = None,
     start_step: int = 0,
     held_rows: np.ndarray | None = None,
+    max_steps: int | None = None,
 ) -> TrainBatches:
     """Return the run's batches from a step on.
 
@@ -155,10 +206,11 @@ def train_batches(
         weights: one per source; by default those of config.train, or 1 for each.
         start_step: number of the first batch.
         held_rows: which rows of each global batch this host reads, ascending; all if None.
+        max_steps: of the run, for a curriculum by fractions of it; None where config.epochs says.
 
     Raises:
         ValueError: rows that are not of the batch; sources of different tokenizers; a source
-            without documents.
+            without documents; a curriculum, but no source has levels.
     """
     batch_rows = config.global_batch_sequences
     held = np.arange(batch_rows) if held_rows is None else np.asarray(held_rows)
@@ -169,7 +221,8 @@ def train_batches(
         )
     weights = list(weights) if weights is not None else _weights(opened, config)
     check_same_tokenizer(opened)
-    order = ledger.Ledger(
+    make_order = functools.partial(
+        ledger.Ledger,
         [source.name for source in opened],
         [source.lengths for source in opened],
         weights,
@@ -179,13 +232,33 @@ def train_batches(
         packing=config.packing.kind,
         is_shuffled=config.shuffle,
     )
-    return TrainBatches(
-        rows.Rows(opened, order),
-        config,
-        fingerprint_of(opened, config, seed, weights),
+    finish = functools.partial(
+        TrainBatches,
+        config=config,
+        fingerprint=fingerprint_of(opened, config, seed, weights),
         start_step=start_step,
         held_rows=held,
     )
+    if config.curriculum.kind == "none":
+        order = make_order()
+        return finish(rows.Rows(opened, order), epoch_order=lambda: order)
+    if start_step:
+        raise ValueError(
+            f"a run with a curriculum goes on from a saved state, not from step {start_step}"
+        )
+    names = [source.name for source in opened if source.levels is not None]
+    if not names:
+        raise ValueError(
+            f"data.curriculum.kind is {config.curriculum.kind}, but none of the sources "
+            f"({', '.join(source.name for source in opened)}) has levels; prepare them as a "
+            "corpus, or set data.curriculum.kind=none"
+        )
+    guide = curriculum.Curriculum(config.curriculum, names)
+    if guide.has_fractions:
+        steps = max_steps or _steps_in(make_order(), config.epochs, config)
+        guide.settle(steps)
+    order = make_order(levels=[source.levels for source in opened])
+    return finish(rows.Rows(opened, order), epoch_order=make_order, guide=guide)
 
 
 def eval_batches(
@@ -228,6 +301,13 @@ def eval_batches(
         row = stop
 
 
+def probes(source: sources.ArrayRecordSource) -> dict[int, sources.ArrayRecordSource]:
+    """Return the documents of each level of a source that has levels, as sources."""
+    if source.levels is None:
+        return {}
+    return {int(level): source.of_level(int(level)) for level in np.unique(source.levels)}
+
+
 def fingerprint_of(
     opened: Sequence[sources.ArrayRecordSource],
     config: DataConfig,
@@ -235,7 +315,18 @@ def fingerprint_of(
     weights: Sequence[float],
 ) -> dict[str, Any]:
     """Return everything that decides the rows, as plain JSON values."""
+    guided = {}
+    if config.curriculum.kind != "none":
+        guided = {
+            "curriculum": config.curriculum.model_dump(mode="json"),
+            "levels": {
+                source.name: levels.digest(source.levels)
+                for source in opened
+                if source.levels is not None
+            },
+        }
     return {
+        **guided,
         "sources": {source.name: source.digest for source in opened},
         "order_of_sources": [source.name for source in opened],
         "weights": {source.name: weight for source, weight in zip(opened, weights)},
@@ -296,6 +387,16 @@ def _weights(opened: Sequence[sources.ArrayRecordSource], config: DataConfig) ->
             f"{', '.join(given)}"
         )
     return [given[source.name] for source in opened]
+
+
+def _steps_in(order: ledger.Ledger, epochs: float | None, config: DataConfig) -> int:
+    if epochs is None:
+        raise ValueError(
+            "a curriculum by fractions of the run needs to know how long it is; set "
+            "optimizer.max_steps or data.epochs"
+        )
+    passes = Fraction(str(epochs))  # 0.1 is a tenth, not the binary number beside it
+    return max(1, math.ceil(passes * _rows_in_epoch(order) / config.global_batch_sequences))
 
 
 def _rows_in_epoch(order: ledger.Ledger, at_most: float = math.inf) -> int:

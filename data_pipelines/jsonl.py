@@ -46,6 +46,20 @@ class Infill(Document):
 
 def read_jsonl(name: str, stream: BinaryIO, limits: Limits) -> Iterator[Document | Reject]:
     """Yield a document or a reject for every line that is not blank."""
+    for where, row in read_objects(name, stream, limits):
+        if isinstance(row, Reject):
+            yield row
+            continue
+        try:
+            yield document_of(where, row)
+        except BadLine as bad:
+            yield Reject(where, bad.kind, str(bad))
+
+
+def read_objects(
+    name: str, stream: BinaryIO, limits: Limits
+) -> Iterator[tuple[str, dict[str, Any] | Reject]]:
+    """Yield (id, object) of every line that is not blank, and (id, Reject) of every bad one."""
     number = 0
     seen = False
     while line := stream.readline(limits.line_bytes + 1):
@@ -55,17 +69,52 @@ def read_jsonl(name: str, stream: BinaryIO, limits: Limits) -> Iterator[Document
         if len(line) > limits.line_bytes:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(limits.line_bytes)
-            yield Reject(where, "line_too_long", f"more than {limits.line_bytes} bytes")
+            yield where, Reject(where, "line_too_long", f"more than {limits.line_bytes} bytes")
             continue
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not line.strip():
             continue
         try:
-            yield _document(where, line)
+            yield where, parse_object(line)
         except BadLine as bad:
-            yield Reject(where, bad.kind, str(bad))
+            yield where, Reject(where, bad.kind, str(bad))
     if not seen:
-        yield Reject(name, "empty", "holds no lines")
+        yield name, Reject(name, "empty", "holds no lines")
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return a strict JSON object.
+
+    Raises:
+        BadLine: no object, or no JSON.
+    """
+    row = parse(data)
+    if not isinstance(row, dict):
+        raise BadLine("bad_schema", f"expected an object, got {type(row).__name__}")
+    return row
+
+
+def parse(data: bytes) -> Any:
+    """Return a strict JSON value: UTF-8, no NaN, no key twice, of bounded depth.
+
+    Raises:
+        BadLine: it is not JSON.
+    """
+    try:
+        return json.loads(
+            data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_without_duplicates
+        )
+    except UnicodeDecodeError as error:
+        raise BadLine("not_utf8", f"byte {error.start} is not UTF-8") from None
+    except RecursionError:
+        raise BadLine("bad_json", "nested too deeply") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise BadLine("bad_json", f"not JSON: {error.msg} at {where}column {error.colno}") from None
+    except BadLine:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadLine("bad_json", f"not usable JSON: {error}") from None
 
 
 def document_of(where: str, row: dict[str, Any]) -> Document:
@@ -77,13 +126,6 @@ def document_of(where: str, row: dict[str, Any]) -> Document:
     made_from = _origin(row)
     document = _shaped(where, row)
     return replace(document, made_from=made_from) if made_from else document
-
-
-def _document(where: str, line: bytes) -> Document:
-    row = _parse(line)
-    if not isinstance(row, dict):
-        raise BadLine("bad_schema", f"expected an object, got {type(row).__name__}")
-    return document_of(where, row)
 
 
 def _origin(row: dict) -> str:
@@ -150,23 +192,6 @@ def _refuse_further_prompt(row: dict, said: list[Any]) -> None:
     prompt = row.get("prompt")
     if prompt and prompt not in said:
         raise BadLine("bad_schema", '"prompt" needs a "completion"; beside others it has no place')
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(
-            line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_without_duplicates
-        )
-    except UnicodeDecodeError as error:
-        raise BadLine("not_utf8", f"byte {error.start} is not UTF-8") from None
-    except RecursionError:
-        raise BadLine("bad_json", "nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise BadLine("bad_json", f"not JSON: {error.msg} at column {error.colno}") from None
-    except BadLine:
-        raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise BadLine("bad_json", f"not usable JSON: {error}") from None
 
 
 def _string(row: dict, key: str, *, may_be_blank: bool = False) -> str:

@@ -3,18 +3,22 @@
 The ledger is append-only: block after block, each a pure function of (seed, block), so that row i
 means the same on every host and after every restart. Only the number of rows of a block is not
 known before the block is packed; the table of first rows is therefore built up once, and an anchor
-(a block and its first row) lets a restart begin in the middle.
+(a block and its first row) lets a restart begin in the middle. With levels, what blocks take is
+told by entries that are appended too, each for the blocks that begin at a row or after it.
 """
 
 import bisect
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from typing import Literal
 
 import numpy as np
 
+from data_pipelines import leveled_mixture
 from data_pipelines import mixture
 from data_pipelines import pack
 
@@ -59,6 +63,7 @@ class Ledger:
         block_rows: int,
         packing: Literal["best_fit", "none"] = "best_fit",
         is_shuffled: bool = True,
+        levels: Sequence[np.ndarray | None] | None = None,
     ):
         """Make the ledger.
 
@@ -71,6 +76,8 @@ class Ledger:
             block_rows: rows of a block, about.
             packing: "none" puts one document in a row and cuts it at the row's end.
             is_shuffled: False keeps the documents' order.
+            levels: per source the level of each document, or None; with these, `append` what is
+                read of which level before anything else.
 
         Raises:
             ValueError: an empty source, a document of one token, two sources of one name.
@@ -86,12 +93,19 @@ class Ledger:
                 )
         self._is_packed = packing == "best_fit"
         sizes = self._inputs if self._is_packed else [np.ones_like(i) for i in self._inputs]
-        streams = [
-            mixture.SourceStream(name, size, seed=seed, is_shuffled=is_shuffled)
-            for name, size in zip(names, sizes)
-        ]
         block_size = block_rows * row_tokens if self._is_packed else block_rows
-        self.mixture = mixture.Mixture(streams, weights, block_size=block_size)
+        self.leveled: leveled_mixture.LeveledMixture | None = None
+        if levels is None:
+            streams = [
+                mixture.SourceStream(name, size, seed=seed, is_shuffled=is_shuffled)
+                for name, size in zip(names, sizes)
+            ]
+            self.mixture = mixture.Mixture(streams, weights, block_size=block_size)
+        else:
+            self.leveled = leveled_mixture.LeveledMixture(
+                names, sizes, levels, weights,
+                block_size=block_size, seed=seed, is_shuffled=is_shuffled,
+            )  # fmt: skip
         self.row_tokens = row_tokens
         self._seed = seed
         self._is_shuffled = is_shuffled
@@ -108,6 +122,34 @@ class Ledger:
         """Take a copy into use with a lock of its own."""
         self.__dict__.update(state)
         self._lock = threading.RLock()
+
+    @property
+    def shares(self) -> Mapping[str, tuple[float, ...]] | None:
+        """What is read of each level of each source after the last entry; None before it."""
+        entries = self.leveled.entries if self.leveled else []
+        return entries[-1].shares if entries else None
+
+    def append(self, row: int, shares: Mapping[str, Sequence[float]]) -> None:
+        """Change what is read of which level, for the blocks that begin at `row` or after it."""
+        assert self.leveled is not None, "a ledger with levels"
+        with self._lock:
+            if not self.leveled.entries:
+                self.leveled.append(0, shares)
+                return
+            block, first_row = self.locate(row)
+            start = block if first_row == row else block + 1
+            self.leveled.append(start, shares)
+            for kept in [each for each in self._plans if each >= start]:
+                del self._plans[kept]
+            del self._first_rows[max(1, start - self._first_block + 1) :]
+
+    def set_entries(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Take saved entries, in place of those here; nothing that was packed is kept."""
+        assert self.leveled is not None, "a ledger with levels"
+        with self._lock:
+            self.leveled.set_state(state)
+            self._plans.clear()
+            self.anchor(0, 0)
 
     def anchor(self, block: int, first_row: int) -> None:
         """Trust that `block` begins at `first_row`, as `locate` once said."""
@@ -157,7 +199,7 @@ class Ledger:
             return plan
 
     def _make(self, block: int) -> BlockPlan:
-        source, document = self.mixture.block(block)
+        source, document = (self.leveled or self.mixture).block(block)
         inputs = np.empty(len(source), np.int64)
         for index, each in enumerate(self._inputs):
             mine = source == index

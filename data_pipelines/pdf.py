@@ -1,19 +1,14 @@
 """Text of PDFs, read by a separate process with limits on memory and time.
 
-The process is kept for many PDFs; when one crashes it or takes too long, it is ended, the PDF is
-rejected with the reason, and the next one gets a new process.
+limited_process.py keeps and ends the process; pdf_worker.py is what it runs.
 """
 
 import itertools
-import json
 import re
-import selectors
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import TracebackType
 
+from data_pipelines import limited_process
 from data_pipelines import pdf_worker
 from data_pipelines.documents import Document
 from data_pipelines.documents import Limits
@@ -28,8 +23,11 @@ class PdfReader:
     """Reads PDFs one by one; use it as a context manager."""
 
     def __init__(self, limits: Limits):
-        self._limits = limits
-        self._process: subprocess.Popen | None = None
+        self._process = limited_process.LimitedProcess(
+            Path(pdf_worker.__file__),
+            timeout_s=limits.pdf_timeout_s,
+            memory_bytes=limits.pdf_memory_bytes,
+        )
 
     def __enter__(self) -> "PdfReader":
         """Return itself; the process starts with the first PDF."""
@@ -46,32 +44,16 @@ class PdfReader:
 
     def close(self) -> None:
         """End the process, if one runs."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None and not pipe.closed:
-                try:
-                    pipe.close()
-                except BrokenPipeError:  # the dead process had not read all of the PDF
-                    continue
+        self._process.close()
 
     def read(self, name: str, data: bytes) -> Document | Reject:
         """Return the text of all pages, or why there is none."""
-        answer = self._ask(data)
+        answer = self._process.ask(data)
         if answer is None:
-            self.close()
-            limits = self._limits
-            return Reject(
-                name,
-                "bad_pdf",
-                f"the reader ended or took over {limits.pdf_timeout_s:g} s or "
-                f"{limits.pdf_memory_bytes >> 20} MiB",
-            )
+            return Reject(name, "bad_pdf", self._process.over_limits)
         if "error" in answer:
-            return Reject(name, answer["kind"], answer["error"])
+            kind = "bad_pdf" if answer["kind"] == "unreadable_content" else answer["kind"]
+            return Reject(name, kind, answer["error"])
         pages = [SOFT_BREAK.sub("", page) for page in answer["pages"]]
         text = PAGE_GAP.join(pages)
         if not text.strip():
@@ -81,57 +63,3 @@ class PdfReader:
         lengths = (len(page) + len(PAGE_GAP) for page in pages)
         starts = tuple(itertools.accumulate(lengths, initial=0))[:-1]
         return Document(name, "text", text=text, pages=starts)
-
-    def _ask(self, data: bytes) -> dict | None:
-        """Return the process's answer, None if it crashed, lied or was late."""
-        process = self._start()
-        assert process.stdin is not None and process.stdout is not None, "started with pipes"
-        try:
-            frame = memoryview(len(data).to_bytes(8, "little") + data)
-            while frame:  # a raw pipe may take less than all
-                frame = frame[process.stdin.write(frame) :]
-            deadline = time.monotonic() + self._limits.pdf_timeout_s
-            size = _read_exactly(process.stdout, 8, deadline)
-            count = int.from_bytes(size, "little")
-            if count > pdf_worker.MAX_ANSWER_BYTES:
-                return None
-            return json.loads(_read_exactly(process.stdout, count, deadline))
-        except (OSError, TimeoutError, EOFError, json.JSONDecodeError):
-            return None
-
-    def _start(self) -> subprocess.Popen:
-        if self._process is None or self._process.poll() is not None:
-            self.close()
-            # -P keeps this package's folder off the path, where its names could hide others.
-            command = [sys.executable, "-P", str(Path(pdf_worker.__file__))]
-            command.append(str(self._limits.pdf_memory_bytes))
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-            )
-        return self._process
-
-
-def _read_exactly(pipe, count: int, deadline: float) -> bytes:
-    """Read bytes from an unbuffered pipe until the deadline.
-
-    Raises:
-        TimeoutError: the deadline passed.
-        EOFError: the other end closed.
-    """
-    parts = []
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while count:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or not selector.select(left_s):
-                raise TimeoutError
-            chunk = pipe.read(min(count, 1 << 20))
-            if not chunk:
-                raise EOFError
-            parts.append(chunk)
-            count -= len(chunk)
-    return b"".join(parts)

@@ -1,18 +1,7 @@
-"""The process behind pdf.py: PDFs in on stdin, their pages' text out on stdout as JSON.
-
-Runs as a script and imports nothing of ours. Frames are 8 bytes of length, little endian, then
-the bytes. It limits its own address space before it touches a PDF.
-"""
-
-import json
-import os
-import resource
-import sys
-
-MAX_ANSWER_BYTES = 1 << 30
+"""The decoder of PDFs for decode_worker.py: the text of their pages. Imports nothing of ours."""
 
 
-def pages_of(data: bytes) -> dict:
+def decode(hint: str, data: bytes) -> dict:
     """Return {"pages": [...]}, or {"kind", "error"} if PDFium refuses the document."""
     import pypdfium2
 
@@ -36,26 +25,3 @@ def pages_of(data: bytes) -> dict:
     finally:
         document.close()
     return {"pages": pages}
-
-
-def main() -> None:
-    """Answer frames until stdin ends."""
-    limit = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    out = os.dup(1)
-    os.dup2(2, 1)  # what a C library prints must not get between the frames
-    with os.fdopen(out, "wb") as answers:
-        while len(size := sys.stdin.buffer.read(8)) == 8:
-            data = sys.stdin.buffer.read(int.from_bytes(size, "little"))
-            try:
-                answer = pages_of(data)
-            except Exception as error:  # noqa: BLE001  the border of a process: all becomes a frame
-                answer = {"kind": "bad_pdf", "error": f"cannot be read ({type(error).__name__})"}
-            frame = json.dumps(answer).encode()
-            answers.write(len(frame).to_bytes(8, "little") + frame)
-            answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -156,7 +156,7 @@ def _prepare(
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(folder):
+        with locked(folder):
             stage = map_tasks.MapStage(
                 root,
                 folder,
@@ -217,7 +217,7 @@ def _remove_work(folder: Path) -> None:
     """Remove the parts that a run left which was killed between its manifest and its clearing."""
     if not (folder / map_tasks.WORK).exists():
         return
-    with contextlib.suppress(InUse), _locked(folder):
+    with contextlib.suppress(InUse), locked(folder):
         shutil.rmtree(folder / map_tasks.WORK)
 
 
@@ -230,7 +230,12 @@ def _leave_nothing(folder: Path, *, is_new: bool) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder as the one process that writes to it.
+
+    Raises:
+        InUse: another process holds it.
+    """
     with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,24 +1,23 @@
 """Raw inputs to documents, as a stream: folders, files, archives; text, Markdown, source code,
-HTML, PDF, JSONL.
+HTML, PDF, JSONL, Parquet.
 
 Nothing is extracted to disk and nothing is dropped in silence: what cannot be used comes out as a
-Reject with its reason. Archives are read in archives.py, PDFs in pdf.py.
+Reject with its reason. Archives are walked through by walk.py, PDFs read by pdf.py.
 """
 
-import gzip
-import io
 import os
 from collections.abc import Collection
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipelines import archives
 from data_pipelines import html_text
 from data_pipelines import inflate
 from data_pipelines import jsonl
+from data_pipelines import parquet
 from data_pipelines import pdf
 from data_pipelines import sources
+from data_pipelines import walk
 from data_pipelines.documents import Document
 from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
@@ -42,12 +41,15 @@ TEXT_NAMES = frozenset({
 # fmt: on
 HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+PARQUET_SUFFIXES = frozenset({".parquet"})
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
-# What the manifest of a run, and that of a prepared folder, always holds.
+# What the manifest of a run, of a prepared folder and of a corpus always holds.
 OUTPUT_KEYS = (
     {"config", "config_hash", "data", "start_checkpoint_digest"},
     {"fingerprint", "splits", "token_bytes"},
+    {"fingerprint", "experts", "funnel"},
 )
+STATE = "pipeline_state.json"  # of data in the making, which has no manifest yet
 KINDS_SHOWN = 8
 
 
@@ -102,9 +104,10 @@ def _is_output(folder: Path) -> bool:
     """Return whether a folder is a run's, or prepared data: they hold no documents to learn."""
     try:
         manifest = sources.read_json(folder / sources.MANIFEST)
+        state = sources.read_json(folder / STATE)
     except OSError:
         return False
-    return OUTPUT_KEYS[0] <= manifest.keys() or OUTPUT_KEYS[1] <= manifest.keys()
+    return "fingerprint" in state or any(keys <= manifest.keys() for keys in OUTPUT_KEYS)
 
 
 def file_size_bytes(file: Path) -> int | None:
@@ -157,7 +160,7 @@ def read_stream(
     *,
     path: str | None = None,
 ) -> Iterator[Document | Reject]:
-    """Yield what a stream holds; its path says what it is.
+    """Yield what a stream holds, archives and all; its path says what it is.
 
     Args:
         name: the id so far.
@@ -168,36 +171,23 @@ def read_stream(
         depth: how many archives lie around it.
         path: the part of the id behind the archive around it; the whole id by default.
     """
-    base = (path or name).rpartition("/")[2].lower()
+
+    def read_leaf(name: str, path: str, stream: BinaryIO) -> Iterator[Document | Reject]:
+        return read_document(name, path, stream, limits, pdf_reader)
+
+    yield from walk.Walk(limits, budget, read_leaf).read(name, stream, depth, path)
+
+
+def read_document(
+    name: str, path: str, stream: BinaryIO, limits: Limits, pdf_reader: pdf.PdfReader
+) -> Iterator[Document | Reject]:
+    """Yield the documents of a stream that is no archive; its path says what it is."""
+    base = path.rpartition("/")[2].lower()
     suffix = Path(base).suffix
-    kind = archives.kind_of(base)
-    if kind is not None:
-        if depth >= limits.max_depth:
-            yield Reject(
-                name, "too_deep", f"archives are read to a depth of {limits.max_depth}; unpack it"
-            )
-            return
-        for member, inner in archives.members(name, stream, kind, limits, budget):
-            if isinstance(inner, Reject):
-                yield inner
-            else:
-                try:
-                    yield from read_stream(
-                        member,
-                        inner,
-                        limits,
-                        pdf_reader,
-                        budget,
-                        depth + 1,
-                        path=member.removeprefix(f"{name}!"),
-                    )
-                except archives.MEMBER_ERRORS as error:
-                    yield archives.reject_of(member, error)
-    elif suffix == ".gz":
-        inner_name = (path or name).rpartition("/")[2][: -len(suffix)]
-        yield from _read_gzip(name, inner_name, stream, limits, pdf_reader, budget, depth)
-    elif suffix in JSONL_SUFFIXES:
+    if suffix in JSONL_SUFFIXES:
         yield from jsonl.read_jsonl(name, stream, limits)
+    elif suffix in PARQUET_SUFFIXES:
+        yield from parquet.read_parquet(name, stream, limits)
     elif suffix == ".pdf" or suffix in HTML_SUFFIXES or _is_text(base, suffix):
         data = stream.read(limits.member_bytes + 1)
         if len(data) > limits.member_bytes:
@@ -228,38 +218,6 @@ def read_text(name: str, data: bytes, *, is_html: bool) -> Document | Reject:
     if not text.strip():
         return Reject(name, "empty", "holds no text")
     return Document(name, "text", text=text)
-
-
-def _read_gzip(
-    name: str,
-    inner_name: str,
-    stream: BinaryIO,
-    limits: Limits,
-    pdf_reader: pdf.PdfReader,
-    budget: inflate.Budget,
-    depth: int,
-) -> Iterator[Document | Reject]:
-    """Read a single compressed file (corpus.jsonl.gz) under the caps of an archive."""
-    if depth >= limits.max_depth:
-        yield Reject(name, "too_deep", f"archives are read to a depth of {limits.max_depth}")
-        return
-    counted = inflate.CountingReader(stream)
-    inflated = inflate.CappedReader(
-        gzip.GzipFile(fileobj=counted), lambda: counted.count, limits, budget
-    )
-    try:
-        inner = read_stream(
-            f"{name}!{inner_name}",
-            io.BufferedReader(inflated),
-            limits,
-            pdf_reader,
-            budget,
-            depth + 1,
-            path=inner_name,
-        )
-        yield from inner
-    except archives.MEMBER_ERRORS as error:
-        yield archives.reject_of(name, error)
 
 
 def _is_text(base: str, suffix: str) -> bool:

@@ -45,6 +45,10 @@ class Rows:
         """Leave the cache behind when a worker process gets a copy."""
         return {**self.__dict__, "_long": OrderedDict(), "_long_bytes": 0}
 
+    def again(self) -> "Rows":
+        """Return the same rows with open files and a cache of their own, for another thread."""
+        return Rows([source.again() for source in self._sources], self._order)
+
     def batch(self, start_row: int, stop_row: int) -> Batch:
         """Return rows start_row <= row < stop_row of the run."""
         return self.build(self._order.pieces(start_row, stop_row))

@@ -259,7 +259,7 @@ class SplitWriter:
     """Writes one split: shards of bounded size, and the lengths beside them."""
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._writer: RecordFile | None = None
         self._size = 0

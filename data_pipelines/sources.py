@@ -2,10 +2,12 @@
 
 A prepared folder holds manifest.json, and for each split the shards and lengths.npy. When a source
 opens, the sizes of the shards and the sha256 of the lengths are checked; when a document is read,
-its own length; the sha256 of the shards when `verify` is called.
+its own length; the sha256 of the shards when `verify` is called. A split of a prepared corpus has
+levels.npy too, checked like the lengths: the difficulty of each document.
 """
 
 import bisect
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
+from data_pipelines import levels
 from data_pipelines import records
 from mistral_jax import storage
 from mistral_jax.protocols import Example
@@ -35,7 +38,8 @@ class ArrayRecordSource:
     """One split of a prepared folder: random access to its documents."""
 
     def __init__(self, folder: str | Path, split: str = "train", *, name: str | None = None):
-        """Open a split and check its files against the manifest: sizes, and the lengths' sha256.
+        """Open a split and check its files against the manifest: all sizes, and the sha256 of
+        lengths and levels.
 
         Args:
             folder: what `prepare` wrote.
@@ -58,7 +62,8 @@ class ArrayRecordSource:
         self.has_masks: bool = self._entry["has_masks"]
         self.tokenizer: dict[str, Any] = self.manifest["tokenizer"]
         self._check_sizes()
-        self._check_digest(self._entry["lengths"])
+        for entry in self._files[len(self._entry["shards"]) :]:
+            self._check_digest(entry)
         self.lengths = np.load(self.folder / split / LENGTHS, allow_pickle=False)
         counts = [shard["documents"] for shard in self._entry["shards"]]
         if len(self.lengths) != sum(counts):
@@ -66,6 +71,8 @@ class ArrayRecordSource:
                 f"{self.folder / split / LENGTHS}: expected {sum(counts)} lengths, got "
                 f"{len(self.lengths)}; prepare the source again"
             )
+        self.levels = levels.read(self.folder / split, len(self.lengths))
+        """The level of each document, 0 the easiest; None where nobody has told."""
         self._ends = np.cumsum(counts).tolist()
         self._readers: list[Any] = [None] * len(counts)
 
@@ -89,6 +96,15 @@ class ArrayRecordSource:
     def digest(self) -> str:
         """The sha256 of the split's shards, tokens and order of documents."""
         return self._entry["digest"]
+
+    def again(self) -> "ArrayRecordSource":
+        """Return the same source with open files of its own, for another thread."""
+        return copy.copy(self)
+
+    def of_level(self, level: int) -> "ArrayRecordSource":
+        """Return the documents of one level as a source, named `<source>/<level's name>`."""
+        assert self.levels is not None, "a source with levels"
+        return _OfLevel(self, level)
 
     def read_records(self, indices: Sequence[int]) -> list[bytes]:
         """Return the records of several documents as bytes, in the given order.
@@ -136,8 +152,14 @@ class ArrayRecordSource:
         Raises:
             DamagedShard: a file has changed; the message names it.
         """
-        for entry in [*self._entry["shards"], self._entry["lengths"]]:
+        for entry in self._files:
             self._check_digest(entry)
+
+    @property
+    def _files(self) -> list[dict[str, Any]]:
+        """The manifest's entries of all files: shards, lengths, and levels where it has them."""
+        small = [self._entry[name] for name in ("lengths", "levels") if name in self._entry]
+        return [*self._entry["shards"], *small]
 
     def _check_digest(self, entry: dict[str, Any]) -> None:
         path = self.folder / self.split / entry["file"]
@@ -149,7 +171,7 @@ class ArrayRecordSource:
             )
 
     def _check_sizes(self) -> None:
-        for entry in [*self._entry["shards"], self._entry["lengths"]]:
+        for entry in self._files:
             path = self.folder / self.split / entry["file"]
             size_bytes = path.stat().st_size if path.is_file() else None
             if size_bytes != entry["size_bytes"]:
@@ -169,6 +191,34 @@ class ArrayRecordSource:
             return self._readers[shard].read(inner)
         except (ValueError, RuntimeError, IndexError) as error:
             raise DamagedShard(f"{path}: cannot be read ({error}); prepare it again") from error
+
+
+class _OfLevel(ArrayRecordSource):
+    """The documents of one level of a source."""
+
+    def __init__(self, source: ArrayRecordSource, level: int):
+        self.__dict__.update(source.again().__dict__)
+        assert source.levels is not None, "a source with levels"
+        # Documents are ordered by level, so that those of one are neighbours.
+        self._first, end = np.searchsorted(source.levels, [level, level + 1]).tolist()
+        self._whole = source
+        self._level = level
+        self.name = f"{source.name}/{levels.name_of(self.manifest['name'], level)}"
+        self.lengths = source.lengths[self._first : end]
+        self.levels = source.levels[self._first : end]
+
+    def again(self) -> ArrayRecordSource:
+        return _OfLevel(self._whole.again(), self._level)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the whole split, and the level."""
+        return f"{self._whole.digest}/{self._level}"
+
+    def read_records(self, indices: Sequence[int]) -> list[bytes]:
+        if len(indices) and (min(indices) < 0 or max(indices) >= len(self)):
+            raise IndexError(f"{self.name}: documents are 0..{len(self) - 1}, got {indices}")
+        return self._whole.read_records([index + self._first for index in indices])
 
 
 def is_prepared(folder: str | Path) -> bool:

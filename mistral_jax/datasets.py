@@ -1,6 +1,8 @@
 """A run's data as batches: the only place where the training side and data_pipelines meet."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from jax.sharding import Mesh
 
 from data_pipelines import batches
 from data_pipelines import inputs
+from data_pipelines import sources
 from mistral_jax import distributed
 from mistral_jax import protocols
 from mistral_jax import tokenizers
@@ -128,6 +131,7 @@ def train_stream(
         run.seed,
         weights=data.weights,
         held_rows=_held_rows(mesh, run.data.global_batch_sequences),
+        max_steps=run.optimizer.max_steps,
     )
     if state is not None:
         stream.set_state(state)
@@ -145,17 +149,86 @@ def held_out_batches(
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, list[protocols.Batch]]:
-    """Return this process's held-out rows of each source; of all, at most evaluate.max_rows."""
+    """Return this process's held-out rows of each source; of all, at most evaluate.max_rows.
+
+    With a curriculum a source that has levels is looked at level by level, `<source>/<level>`, each
+    at most its part of evaluate.max_rows.
+    """
     found = {
         source.name: list(
             batches.eval_batches(
                 source,
                 sequence_length=run.data.sequence_length,
                 batch_rows=batch_rows,
-                max_rows=run.evaluate.max_rows,
+                max_rows=max_rows,
                 held_rows=_held_rows(mesh, batch_rows),
             )
         )
-        for source in data.held_out
+        for source, max_rows in _looked_at(run, data)
     }
     return {name: rows for name, rows in found.items() if rows}
+
+
+def _looked_at(
+    run: run_config.RunConfig, data: inputs.RunSources
+) -> Iterator[tuple[sources.ArrayRecordSource, int]]:
+    """Yield what held-out losses are measured on, each with its number of rows."""
+    for source in data.held_out:
+        probes = _probes(run, source)
+        if not probes:
+            yield source, run.evaluate.max_rows
+        for probe in probes.values():
+            yield probe, max(1, run.evaluate.max_rows // len(probes))
+
+
+def _probes(
+    run: run_config.RunConfig, source: sources.ArrayRecordSource
+) -> dict[int, sources.ArrayRecordSource]:
+    return {} if run.data.curriculum.kind == "none" else batches.probes(source)
+
+
+class LevelWatch:
+    """What the loop tells the curriculum, and asks it: see loop.Curriculum."""
+
+    def __init__(
+        self, run: run_config.RunConfig, data: inputs.RunSources, stream: batches.TrainBatches
+    ):
+        """Watch over a stream that follows a curriculum."""
+        self._stream = stream
+        self._probe_of = {
+            probe.name: (source.name, level)
+            for source in data.held_out
+            for level, probe in _probes(run, source).items()
+        }
+
+    def observe(self, losses: Mapping[str, float]) -> None:
+        """Take the held-out losses, by the names of `held_out_batches`."""
+        self._stream.observe(
+            {self._probe_of[name]: loss for name, loss in losses.items() if name in self._probe_of}
+        )
+
+    def levels(self) -> dict[str, int]:
+        """Return the level of each source, for the next batch."""
+        return self._stream.levels()
+
+
+def level_watch(
+    run: run_config.RunConfig, data: inputs.RunSources, stream: batches.TrainBatches
+) -> LevelWatch | None:
+    """Return what the loop tells held-out losses; None for a run without a curriculum.
+
+    Raises:
+        ValueError: the levels are to follow held-out losses that a source does not have.
+    """
+    curriculum = run.data.curriculum
+    if curriculum.kind == "none":
+        return None
+    known = {source.name for source in data.held_out if source.levels is not None}
+    for name in stream.levels():
+        if curriculum.kind == "adaptive" and name not in known:
+            raise ValueError(
+                f"data.curriculum is adaptive, but the source {name!r} has no held-out documents "
+                "to know its level by; prepare it with a split, or choose data.curriculum.kind="
+                "schedule"
+            )
+    return LevelWatch(run, data, stream)

@@ -305,6 +305,7 @@ class _Job:
                 if distributed.is_main()
                 else lambda _step, _losses: None
             ),
+            curriculum=datasets.level_watch(run, self.data, stream),
         )
 
     def _start_state(self) -> state_lib.TrainState:

@@ -5,7 +5,6 @@ come down first, and it goes on from there bit for bit. storage/mirror.py sends 
 """
 
 import contextlib
-import fcntl
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +61,11 @@ def _kept(
     uri = _beside(run.run_directory()) if fresh else run.run_directory().rstrip("/")
     folder = local_folder(uri)
     place, wait_s = owner.place_of(folder), owner.wait_s()
-    with _held(folder, uri), owner.Owner(uri, place, wait_s=wait_s) as owned:
+    refusal = (
+        f"{uri}: another process of this machine trains this run now; wait for it, or start "
+        "beside it with fresh=true"
+    )
+    with owner.held(folder, refusal), owner.Owner(uri, place, wait_s=wait_s) as owned:
         there = remote_folder.look(uri)
         _fetch(run, there, folder, say)
         say(f"output: {uri}; here: {folder}")
@@ -101,20 +104,6 @@ def _beside(uri: str) -> str:
     while storage.list_files(base if number == 1 else f"{base}-{number}"):
         number += 1
     return base if number == 1 else f"{base}-{number}"
-
-
-@contextlib.contextmanager
-def _held(folder: Path, uri: str) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise owner.InUse(
-                f"{uri}: another process of this machine trains this run now; wait for it, or "
-                "start beside it with fresh=true"
-            ) from None
-        yield
 
 
 def _fetch(

@@ -235,11 +235,7 @@ class _Run:
         self.progress.stage(
             stage, len(numbers), done=len(done), total_bytes=total_bytes if stage == "map" else 0
         )
-        left = (
-            number
-            for number in numbers
-            if number not in done and wanted(number)
-        )
+        left = (number for number in numbers if number not in done and wanted(number))
         executor = self.job.config.executor
         for number, entry in executors.run_tasks(executor, self.job.folder, MODULES[stage], left):
             self.state.mark(stage, number, entry)
@@ -400,4 +396,3 @@ def _put_in_place(staging: Path, folder: Path, manifest: dict[str, Any]) -> None
     fates.remove_old(folder)
     storage.sync_folder(folder)
     shards.write_json(folder / sources.MANIFEST, manifest)
-

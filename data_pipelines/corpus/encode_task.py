@@ -1,8 +1,8 @@
 """The stage `encode`: the rows of one part that stay, as records, in order.
 
-    records.array_record   one record for each encoded row
-    encoded.npy            an ENCODED entry for each of them
-    rejects.jsonl          rows that turned out to be of no use to this tokenizer
+records.array_record   one record for each encoded row
+encoded.npy            an ENCODED entry for each of them
+rejects.jsonl          rows that turned out to be of no use to this tokenizer
 """
 
 import functools

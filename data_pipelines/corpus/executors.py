@@ -105,8 +105,9 @@ class _Workers:
                 self._processes.remove(process)
                 if tries[number] >= MAX_TRIES:
                     raise TaskFailed(
-                        f"{self._job}: the process of task {number} ({_stage_of(module)}) died twice (exit "
-                        f"{process.returncode}); with little memory, take fewer executor.workers"
+                        f"{self._job}: the process of task {number} of stage {_stage_of(module)} "
+                        f"died twice (exit {process.returncode}); if memory is short, take fewer "
+                        "executor.workers"
                     )
                 again.append(number)
                 give(None)

@@ -186,9 +186,7 @@ def _within(representatives: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return first.astype(np.int64)[which]
 
 
-def _leave_over_limits(
-    job: Job, codes: np.ndarray, makers: np.ndarray, is_pdf: np.ndarray
-) -> None:
+def _leave_over_limits(job: Job, codes: np.ndarray, makers: np.ndarray, is_pdf: np.ndarray) -> None:
     """Keep the first rows of each limited source, and the first PDFs of all."""
     is_kept = codes <= fates.KEPT_EVAL
     for maker, source in enumerate(job.config.sources):

@@ -19,11 +19,13 @@ from mistral_jax import sandbox
 from mistral_jax import storage
 from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.config.corpus_sources import CorpusSource
+from mistral_jax.config.generators import DocumentQuestions
 from mistral_jax.storage import upload
 
 NEEDS_SANDBOX = frozenset({"code_tasks", "preference_pairs"})
 GENERATED_LICENCE = "generated"
 TASK_FILES = 512
+ROOTS = {"stdlib": "stdlib", "site": "purelib"}
 
 
 def makers(config: CorpusConfig) -> tuple[Maker, ...]:
@@ -49,7 +51,7 @@ def makers(config: CorpusConfig) -> tuple[Maker, ...]:
             Maker(
                 generator.name,
                 generator.kind,
-                generator.expert,
+                generator.expert or getattr(synthesis.build(generator), "expert", ""),
                 GENERATED_LICENCE,
                 is_generator=True,
             )
@@ -93,7 +95,7 @@ def tasks(config: CorpusConfig, *, exclude: tuple[Path, ...]) -> list[dict[str, 
         for files in _grouped(listed, config.task_bytes):
             made.append({"maker": maker, "files": files})
     for maker, generator in enumerate(config.generators, start=len(config.sources)):
-        if not synthesis.makes_rows_of_documents(generator):
+        if not isinstance(generator, DocumentQuestions):
             for start in range(0, generator.rows, config.task_rows):
                 stop = min(start + config.task_rows, generator.rows)
                 made.append({"maker": maker, "start": start, "stop": stop})
@@ -141,7 +143,9 @@ def list_files(
 
 
 def _place(path: str) -> str:
-    """Return a path; `python:NAME/PATH` lies in an installed package, python:stdlib in Python's.
+    """Return a path; `python:NAME/PATH` lies in an installed package.
+
+    python:stdlib is the standard library, python:site where packages are installed.
 
     Raises:
         ValueError: there is no such package.
@@ -150,8 +154,8 @@ def _place(path: str) -> str:
     if scheme or not found:
         return path
     name, _, rest = inside.partition("/")
-    if name == "stdlib":
-        root = Path(sysconfig.get_path("stdlib"))
+    if name in ROOTS:
+        root = Path(sysconfig.get_path(ROOTS[name]))
     else:
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:

@@ -1,9 +1,9 @@
 """The folder of a corpus in the making: its config, its tasks, and what each task leaves.
 
-    OUT/work/job.json           config, makers, tasks
-    OUT/work/map/00012/         what task 12 of the stage `map` left (parts.py)
-    OUT/work/runs/00012...      its band keys, for the near-duplicate join
-    OUT/work/encode/00012/      its kept rows as records
+OUT/work/job.json           config, makers, tasks
+OUT/work/map/00012/         what task 12 of the stage `map` left (parts.py)
+OUT/work/runs/00012...      its band keys, for the near-duplicate join
+OUT/work/encode/00012/      its kept rows as records
 """
 
 import functools
@@ -19,6 +19,7 @@ from mistral_jax.config import corpus as corpus_config
 
 JOB = "job.json"
 RESOURCES = "resources"
+NO_RESOURCES = Resources()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Job:
     config: corpus_config.CorpusConfig
     makers: tuple[Maker, ...]
     tasks: tuple[dict[str, Any], ...]
-    resources: Resources = Resources()
+    resources: Resources = NO_RESOURCES
 
     def part(self, stage: str, number: int) -> Path:
         """Return the folder that a task of a stage leaves."""
@@ -98,7 +99,7 @@ def _load(folder: Path, written_ns: int) -> Job:
         corpus_config.CorpusConfig.model_validate_json(json.dumps(value["config"])),
         tuple(Maker(*each) for each in value["makers"]),
         tuple(value["tasks"]),
-        Resources(folder / RESOURCES, value["resources"]) if value["resources"] else Resources(),
+        Resources(folder / RESOURCES, value["resources"]) if value["resources"] else NO_RESOURCES,
     )
 
 

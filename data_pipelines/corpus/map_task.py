@@ -27,8 +27,16 @@ from data_pipelines.corpus.row import Row
 from data_pipelines.documents import Reject
 from data_pipelines.near_duplicates import runs
 from data_pipelines.quality import gate
+from data_pipelines.synthesis import writers
+from mistral_jax import protocols
+from mistral_jax.config.corpus import CorpusConfig
+from mistral_jax.config.generators import DocumentQuestions
+from mistral_jax.config.generators import Generator
+from mistral_jax.config.generators import ModelWriter
 
 DUPLICATE = "duplicate"
+# Checkpoints that write, by their `weights`: who calls `build` in this process puts them here.
+models: dict[str, protocols.Generator] = {}
 
 
 class Pipeline:
@@ -45,14 +53,18 @@ class Pipeline:
         self.verifier = verify.Verifier(config.verify, documents=self.texts.get)
         name = config.tokenizer
         self.tokenizer = None if name is None else encode_task.tokenizer_of(name)
-        generators = [synthesis.build(each, config) for each in config.generators]
-        first = len(config.sources)
-        self.generators = dict(enumerate(generators, start=first))
-        self.by_document = {
-            maker: made
-            for maker, made in self.generators.items()
-            if isinstance(made, synthesis.DocumentGenerator)
-        }
+        self.tasks: dict[int, synthesis.TaskGenerator] = {}
+        self.by_document: dict[int, synthesis.DocumentGenerator] = {}
+        for maker, each in enumerate(config.generators, start=len(config.sources)):
+            writer = writers.build(each.writer or config.writer, model=_model_of(each, config))
+            made = synthesis.build(each, seed=config.seed, writer=writer, media=job.media)
+            by_kind = self.by_document if isinstance(each, DocumentQuestions) else self.tasks
+            by_kind[maker] = made
+
+
+def _model_of(generator: Generator, config: CorpusConfig) -> protocols.Generator | None:
+    writer = generator.writer or config.writer
+    return models[writer.weights] if isinstance(writer, ModelWriter) else None
 
 
 @functools.lru_cache(maxsize=1)
@@ -70,7 +82,7 @@ def run(folder: Path, number: int) -> dict[str, Any]:
     if "files" in task:
         items = reading.read_rows(job, maker, task["files"])
     else:
-        items = pipeline.generators[maker].rows(task["start"], task["stop"])
+        items = pipeline.tasks[maker].rows(task["start"], task["stop"])
     mapped.take(maker, items)
     return mapped.close()
 

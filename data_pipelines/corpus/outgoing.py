@@ -1,11 +1,14 @@
 """The parts of a corpus in the making on their way to a bucket, by threads beside the job.
 
 A part is linked aside when its task has ended, so that it can be sent whatever becomes of the
-folder; the bucket's state names it when all of its files have arrived.
+folder. It goes as one tar file, and the bucket's state names it when that has arrived.
 """
 
 import hashlib
+import os
+import re
 import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,21 +27,54 @@ from mistral_jax.storage import upload
 
 WORK, RUNS, MAP = "work", "runs", "map"
 NUM_THREADS = 4
+MEMBER = re.compile(rf"(?:{RUNS}/|[a-z]+/\d+/)[\w-][\w.-]*")
 WRITE_EVERY_S, WRITE_SHARE = 2.0, 20  # at most a 20th of the time goes into writing the state
 
 
-def part_of(name: str) -> tuple[str, str] | None:
-    """Return (stage, number as the state writes it) of a file's name in the output, or None."""
-    where, _, rest = name.removeprefix(f"{WORK}/").partition("/")
-    number = rest.partition("/")[0].partition(".")[0]
-    if not name.startswith(f"{WORK}/") or not number.isdigit():
-        return None
-    return (MAP if where == RUNS else where), str(int(number))
+def object_of(stage: str, number: int | str) -> str:
+    """Return the name of a part's object, in the output."""
+    return f"{WORK}/{stage}/{int(number):05d}.tar"
 
 
-def is_whole_folder(name: str) -> bool:
-    """Return whether a part's file lies in a folder that is the part's own."""
-    return not name.startswith(f"{WORK}/{RUNS}/")
+def unpack(path: Path, work: Path) -> None:
+    """Put the files of a part where its task would have left them.
+
+    Raises:
+        DamagedPart: it holds other things than a part's files.
+    """
+    making = path.with_suffix("")
+    with tarfile.open(path) as packed:
+        for member in packed:
+            if not member.isfile() or not MEMBER.fullmatch(member.name):
+                raise DamagedPart(f"{path}: holds {member.name!r}, which is no file of a part")
+            target = making / member.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stream = packed.extractfile(member)
+            assert stream is not None, "a plain file"
+            with target.open("wb") as file:
+                shutil.copyfileobj(stream, file)
+    for file in making.glob(f"{RUNS}/*"):
+        (work / RUNS).mkdir(exist_ok=True)
+        os.replace(file, work / RUNS / file.name)
+    for folder in (each for each in making.glob("*/*") if each.is_dir()):
+        target = work / folder.relative_to(making)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        folder.rename(target)
+    shutil.rmtree(making)
+
+
+def _pack(folder: Path) -> Path:
+    """Return a tar file of a folder's files, made in its place; equal files give equal bytes."""
+    path = folder.with_name(f"{folder.name}.tar")
+    with tarfile.open(path, "w") as packed:
+        for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+            member = tarfile.TarInfo(file.relative_to(folder).as_posix())
+            member.size = file.stat().st_size
+            with file.open("rb") as stream:
+                packed.addfile(member, stream)
+    shutil.rmtree(folder)
+    return path
 
 
 def set_job(folder: Path, name: str) -> None:
@@ -54,6 +90,10 @@ def is_of(folder: Path, name: str) -> bool:
 
 def _job_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.job")
+
+
+class DamagedPart(ValueError):
+    """A part in the bucket is not what a run of ours has sent."""
 
 
 class Outgoing:
@@ -123,13 +163,12 @@ class Outgoing:
         files = list(part.iterdir())
         if stage == MAP and job.runs.is_dir():
             files += job.runs.glob(f"{number:05d}.*")
-        aside = {}
+        aside = self._aside / f"{stage}-{number}"
+        shutil.rmtree(aside, ignore_errors=True)
         for file in files:
-            name = f"{WORK}/{file.relative_to(job.folder).as_posix()}"
-            aside[name] = self._aside / name
-            aside[name].parent.mkdir(parents=True, exist_ok=True)
-            aside[name].unlink(missing_ok=True)
-            remote_folder.link_or_copy(file, aside[name])
+            linked = aside / file.relative_to(job.folder)
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            remote_folder.link_or_copy(file, linked)
         self._running.append(self._pool.submit(self._send_part, aside, stage, number, entry))
 
     def finish(self) -> None:
@@ -164,13 +203,11 @@ class Outgoing:
         self._write_state()
         set_job(self._folder, self._job_name)
 
-    def _send_part(
-        self, files: dict[str, Path], stage: str, number: int, entry: dict[str, Any]
-    ) -> None:
+    def _send_part(self, aside: Path, stage: str, number: int, entry: dict[str, Any]) -> None:
+        packed = _pack(aside)
         self._patiently(self._check)
-        for name, path in files.items():
-            self._send_file(path, name)
-            path.unlink()
+        self._send_file(packed, object_of(stage, number))
+        packed.unlink()
         with self._lock:
             self._stages.setdefault(stage, {})[str(number)] = entry
             if time.monotonic() >= self._next_write_s:

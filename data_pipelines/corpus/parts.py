@@ -1,11 +1,11 @@
 """What one task of the stage `map` leaves: rows, their numbers, rejects, batches' scores.
 
-    rows.jsonl        a row a line (row.py)
-    features.npy      a FEATURES entry for each row
-    difficulty.npy    float32 [rows, features of difficulty.py]
-    rejects.jsonl     what was kept out, and why
-    batches.jsonl     a line for each batch that went through the gate
-    set_aside.jsonl   the rows of batches that failed
+rows.jsonl        a row a line (row.py)
+features.npy      a FEATURES entry for each row
+difficulty.npy    float32 [rows, features of difficulty.py]
+rejects.jsonl     what was kept out, and why
+batches.jsonl     a line for each batch that went through the gate
+set_aside.jsonl   the rows of batches that failed
 """
 
 import hashlib
@@ -66,8 +66,7 @@ class PartWriter:
         shutil.rmtree(self._making, ignore_errors=True)
         self._making.mkdir(parents=True)
         self._files = {
-            name: (self._making / name).open("wb")
-            for name in (ROWS, REJECTS, BATCHES, SET_ASIDE)
+            name: (self._making / name).open("wb") for name in (ROWS, REJECTS, BATCHES, SET_ASIDE)
         }
         self._features: list[tuple] = []
         self._difficulty: list[np.ndarray] = []

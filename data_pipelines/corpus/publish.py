@@ -1,10 +1,10 @@
 """The last stages: levels of difficulty, shards and readable files of each expert, manifests.
 
-    OUT/<expert>/manifest.json train/ eval/   a prepared folder, as a run's data.train takes it
-    OUT/<expert>/<split>/levels.npy           the level of each document; they are in its order
-    OUT/<expert>/<split>/provenance.jsonl     where each document comes from
-    OUT/<expert>/train_dataset.jsonl val_dataset.jsonl    for people
-    OUT/manifest.json rejects.jsonl batches.jsonl set_aside.jsonl
+OUT/<expert>/manifest.json train/ eval/   a prepared folder, as a run's data.train takes it
+OUT/<expert>/<split>/levels.npy           the level of each document; they are in its order
+OUT/<expert>/<split>/provenance.jsonl     where each document comes from
+OUT/<expert>/train_dataset.jsonl val_dataset.jsonl    for people
+OUT/manifest.json rejects.jsonl batches.jsonl set_aside.jsonl
 """
 
 import json
@@ -31,6 +31,7 @@ from mistral_jax.tokenizers import Tokenizer
 
 FILES = (parts.REJECTS, parts.BATCHES, parts.SET_ASIDE, "report.html")
 MEDIA = "media"
+ORIGIN_KEYS = ("id", "source_name", "kind", "licence", "made_by", "span")
 LENGTH_BINS = tuple(1 << power for power in range(24))
 DIFFICULTY_EDGES = tuple(step / 20 for step in range(21))
 
@@ -52,9 +53,7 @@ def write_expert(
     name = rows.EXPERTS[expert]
     folder.mkdir(parents=True)
     splits: dict[str, Any] = {}
-    by_split = {
-        split: made.of(expert, is_eval=split == "eval") for split in shards.SPLITS
-    }
+    by_split = {split: made.of(expert, is_eval=split == "eval") for split in shards.SPLITS}
     for split, chosen in by_split.items():
         entry = _write_split(job, made, chosen, folder / split, has_tokens=tokenizer is not None)
         entry["readable"] = readable.write(job, made, chosen, folder, split)
@@ -128,7 +127,7 @@ def _origin(row: dict[str, Any], made: tables.Table, index: int) -> dict[str, An
     """Return where a row comes from, as provenance.jsonl tells it."""
     pages = row.get("pages")
     return {
-        **{key: row.get(key) for key in ("id", "source_name", "kind", "licence", "made_by", "span")},
+        **{key: row.get(key) for key in ORIGIN_KEYS},
         "page_first": 1 if pages else None,
         "page_last": len(pages) if pages else None,
         "level": int(made.level[index]),

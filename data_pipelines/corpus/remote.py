@@ -11,7 +11,6 @@ Another machine that is given the same config fetches state and parts and goes o
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,31 +197,19 @@ class _Kept:
         if not missing:
             return
         self._say(f"fetching {len(missing)} parts that {self._uri} holds")
-        by_part: dict[tuple[str, str], list[str]] = {}
-        for name in names:
-            if (part := outgoing.part_of(name)) is not None:
-                by_part.setdefault(part, []).append(name)
-        wanted = [name for part in missing for name in by_part.get(part, ())]
+        objects = {outgoing.object_of(*part): part for part in missing}
         making = self._folder / build.WORK / FETCHING
-        self._fetch({name: names[name] for name in wanted}, making)
-        for stage, number in missing:
-            _put_in_place(making, self._folder, by_part.get((stage, number), []))
-            state.stages.setdefault(stage, {})[number] = stages[stage][number]
+        self._fetch({name: names[name] for name in objects if name in names}, making)
+        for name, (stage, number) in objects.items():
+            if name in names:  # without it, the task is done again
+                outgoing.unpack(making / name, self._folder / build.WORK)
+                state.stages.setdefault(stage, {})[number] = stages[stage][number]
         state.write()
-        shutil.rmtree(making)
+        shutil.rmtree(making, ignore_errors=True)
 
     def _fetch(self, wanted: dict[str, FileFacts], folder: Path) -> None:
         if wanted:
             fetching.fetch({n: (f"{self._uri}/{n}", f) for n, f in wanted.items()}, folder)
-
-
-def _put_in_place(making: Path, folder: Path, names: list[str]) -> None:
-    """Move the files of a part where a task would have left them."""
-    for old in {(folder / name).parent for name in names if outgoing.is_whole_folder(name)}:
-        shutil.rmtree(old, ignore_errors=True)
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(making / name, folder / name)
 
 
 def _send(folder: Path, uri: str, owned: owner.Owner, say: Callable[[str], None]) -> None:

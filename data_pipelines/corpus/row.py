@@ -1,8 +1,8 @@
 """A row: one document on its way through the data plant, with where it comes from.
 
 As a line of JSON it is what people read (`text`, `messages`, `prompt` and `completion`, or
-`prefix`, `suffix`, `middle`), beside `id`, `source_name`, `expert`, `licence` and the rest. The same line
-can be read back.
+`prefix`, `suffix`, `middle`), beside `id`, `source_name`, `expert`, `licence` and the rest. The
+same line can be read back.
 """
 
 import json

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+
 def run(job: Path, module: str, number: int) -> dict[str, Any]:
     """Do one task, by the function `run` of a module; return what it says of its result."""
     return importlib.import_module(module).run(job, number)

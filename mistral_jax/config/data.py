@@ -9,6 +9,8 @@ from mistral_jax.config.base import Count
 from mistral_jax.config.base import Node
 from mistral_jax.config.base import NonNegativeInt
 from mistral_jax.config.base import Positive
+from mistral_jax.config.curriculum import Curriculum
+from mistral_jax.config.curriculum import NoCurriculum
 
 
 class Source(Node):
@@ -50,7 +52,8 @@ class DataConfig(Node):
         max_examples_per_document: rows of `train`'s JSONL that are kept of those made from one
             document.
         epochs: how often the run goes through `train`, in place of optimizer.max_steps. A pass
-            ends where the source that runs out first, against its weight, has run through once.
+            ends where the source that runs out first, against its weight, has run through once;
+            a curriculum does not make it longer or shorter.
     """
 
     train: str | tuple[Source, ...]
@@ -61,6 +64,7 @@ class DataConfig(Node):
     tokenizer: str = "auto"
     packing: Packing = BestFitPacking()
     shuffle: bool = True
+    curriculum: Curriculum = NoCurriculum()
     max_documents: Count | None = None
     max_examples_per_document: Count | None = None
     epochs: Positive | None = None

@@ -1,6 +1,6 @@
 """The keys of a corpus's config as a page of Markdown, from the classes and their docstrings.
 
-    python -m mistral_jax.config.describe > docs/corpus_keys.md
+python -m mistral_jax.config.describe > docs/corpus_keys.md
 """
 
 import inspect

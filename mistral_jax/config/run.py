@@ -25,7 +25,8 @@ from mistral_jax.config.stage import LmStage
 from mistral_jax.config.stage import Stage
 
 NON_SCIENCE_FIELDS = frozenset({"output", "evaluate", "checkpoint"})
-STOPPING_FIELDS = ("stop", "every_steps", "max_rows")
+LOOKING_FIELDS = ("every_steps", "max_rows")
+STOPPING_FIELDS = ("stop", *LOOKING_FIELDS)
 NON_SCIENCE_DATA_FIELDS = frozenset({"prefetch_batches", "worker_count"})
 # Left out where they are null, so that runs from before they were known keep their hash.
 LATER_DATA_FIELDS = frozenset({"max_examples_per_document", "epochs"})
@@ -105,9 +106,13 @@ class RunConfig(Node):
             if name not in NON_SCIENCE_DATA_FIELDS
             and not (name in LATER_DATA_FIELDS and value is None)
         }
+        if self.data.curriculum.kind == "none":  # as before it was known
+            del kept["data"]["curriculum"]
         stop = fields["evaluate"]["stop"]
         if stop is not None:  # these decide where the run ends
             kept["evaluate"] = {name: fields["evaluate"][name] for name in STOPPING_FIELDS}
+        elif self.data.curriculum.kind == "adaptive":  # these decide what it reads
+            kept["evaluate"] = {name: fields["evaluate"][name] for name in LOOKING_FIELDS}
         return kept
 
     def with_steps(self, num_steps: int) -> "RunConfig":

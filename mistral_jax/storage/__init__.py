@@ -121,6 +121,11 @@ def list_files(uri: str | Path) -> list[str]:
     return list(storage_for(uri).list_files(str(uri)))
 
 
+def list_facts(uri: str | Path) -> list[tuple[str, FileFacts]]:
+    """Return all files under a folder or prefix, sorted, with what the listing tells of each."""
+    return list(storage_for(uri).list_facts(str(uri)))
+
+
 def delete(uri: str | Path) -> None:
     """Remove a file; one that is not there is no error."""
     storage_for(uri).delete(str(uri))

@@ -76,6 +76,10 @@ class Storage(Protocol):
         """Yield all files under a folder, sorted, as paths or URIs."""
         ...
 
+    def list_facts(self, uri: str) -> Iterator[tuple[str, FileFacts]]:
+        """Yield the same with what the listing itself tells; see staging.fetch on its digests."""
+        ...
+
     def delete(self, uri: str) -> None:
         """Remove a file; one that is not there is no error."""
         ...

@@ -64,23 +64,19 @@ class GsStorage:
     def facts(self, uri: str) -> base.FileFacts | None:
         """Return size, generation and the store's own digest."""
         found = self._info(uri)
-        if found is None:
-            return None
-        version = str(found.get("generation") or found.get("etag"))
-        computed = _computed(found)
-        sha256 = (found.get("metadata") or {}).get(base.SHA256_KEY)
-        return base.FileFacts(
-            int(found["size"]),
-            version,
-            f"sha256:{sha256}" if sha256 else computed,
-            computed,
-            _seconds(found.get("updated") or found.get("timeCreated")),
-        )
+        return None if found is None else _facts(found)
 
     def list_files(self, uri: str) -> Iterator[str]:
         """Yield the URIs of all objects under a prefix, sorted."""
         with _explained(uri):
             yield from sorted(f"gs://{name}" for name in self._files.find(uri))
+
+    def list_facts(self, uri: str) -> Iterator[tuple[str, base.FileFacts]]:
+        """Yield the same with size, generation and digest."""
+        with _explained(uri):
+            found = self._files.find(uri, detail=True)
+        assert isinstance(found, dict)
+        yield from sorted((f"gs://{name}", _facts(each)) for name, each in found.items())
 
     def delete(self, uri: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -94,6 +90,18 @@ class GsStorage:
             except FileNotFoundError:
                 return None
         return found if found.get("type") == "file" else None
+
+
+def _facts(found: dict[str, Any]) -> base.FileFacts:
+    computed = _computed(found)
+    sha256 = (found.get("metadata") or {}).get(base.SHA256_KEY)
+    return base.FileFacts(
+        int(found["size"]),
+        str(found.get("generation") or found.get("etag")),
+        f"sha256:{sha256}" if sha256 else computed,
+        computed,
+        _seconds(found.get("updated") or found.get("timeCreated")),
+    )
 
 
 def _computed(found: dict[str, Any]) -> str:

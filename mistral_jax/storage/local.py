@@ -80,6 +80,13 @@ class LocalStorage:
         root = Path(_local(uri))
         yield from sorted(str(path) for path in root.rglob("*") if path.is_file())
 
+    def list_facts(self, uri: str) -> Iterator[tuple[str, base.FileFacts]]:
+        """Yield all files under a folder with size and time of change."""
+        for path in self.list_files(uri):
+            found = self.facts(path)
+            if found is not None:
+                yield path, found
+
     def delete(self, uri: str) -> None:
         """Remove a file; one that is not there is no error."""
         Path(_local(uri)).unlink(missing_ok=True)

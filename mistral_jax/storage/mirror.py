@@ -201,28 +201,60 @@ class Mirror:
             Outage: it failed for too long.
             owner.Lost: the output is not ours any more.
         """
-        failing_since, wait_s = None, FIRST_WAIT_S
-        while True:
-            try:
-                action()
-            except PASSING as error:
-                now = time.monotonic()
-                if failing_since is None:
-                    failing_since = now
-                    self._say(f"the run goes on, but its output cannot be sent now: {error}")
-                if now - failing_since > outage_s():
-                    raise Outage(
-                        f"{self.uri}: nothing could be sent for {outage_s():.0f} s ({error}); "
-                        f"what was saved is in {self.folder}: run the same command here to send "
-                        "it and go on"
-                    ) from error
-                time.sleep(wait_s)
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-            else:
-                if failing_since is not None:
-                    seconds = time.monotonic() - failing_since
-                    self._say(f"the output is sent again, after {seconds:.0f} s")
-                return
+        until_it_answers(
+            action,
+            say=self._say,
+            begins="the run goes on, but its output cannot be sent now",
+            ends="the output is sent again",
+            failed=f"{self.uri}: nothing could be sent",
+            advice=f"what was saved is in {self.folder}: run the same command here to send it and "
+            "go on",
+        )
+
+
+def until_it_answers[T](
+    action: Callable[[], T],
+    *,
+    say: Callable[[str], None],
+    begins: str,
+    ends: str,
+    failed: str,
+    advice: str,
+    passing: tuple[type[Exception], ...] = PASSING,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> T:
+    """Do something in a store, again and again while it fails; return what it returned.
+
+    Args:
+        action: what is done.
+        say: told when it begins to fail, and when it succeeds after that.
+        begins, ends: what it is told.
+        failed, advice: the error's words after so long.
+        passing: errors after which it is tried again.
+        is_stopped: nobody waits for it any more; the error at hand is raised.
+
+    Raises:
+        Outage: it failed for longer than `outage_s`.
+    """
+    failing_since, wait_s = None, FIRST_WAIT_S
+    while True:
+        try:
+            done = action()
+        except passing as error:
+            now = time.monotonic()
+            if failing_since is None:
+                failing_since = now
+                say(f"{begins}: {error}")
+            if is_stopped():
+                raise
+            if now - failing_since > outage_s():
+                raise Outage(f"{failed} for {outage_s():.0f} s ({error}); {advice}") from error
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        else:
+            if failing_since is not None:
+                say(f"{ends}, after {time.monotonic() - failing_since:.0f} s")
+            return done
 
 
 def outage_s() -> float:

@@ -7,12 +7,14 @@ The store must honour conditional writes; Amazon, Google, SeaweedFS and MinIO do
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,22 @@ class Owner:
             f"{there.get('since')}; wait for it, or choose another output=. If it is dead, this "
             f"ends {EXPIRY_S:.0f} s after its last sign of life; at once with: {tool} {name}"
         )
+
+
+@contextlib.contextmanager
+def held(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a folder of this machine as the one process that works in it.
+
+    Raises:
+        InUse: another process does; `refusal` is what it says.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(refusal) from None
+        yield
 
 
 def wait_s() -> float:

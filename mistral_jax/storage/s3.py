@@ -132,6 +132,11 @@ class S3Storage:
 
     def list_files(self, uri: str) -> Iterator[str]:
         """Yield the URIs of all objects under a prefix, sorted."""
+        for name, _ in self.list_facts(uri):
+            yield name
+
+    def list_facts(self, uri: str) -> Iterator[tuple[str, base.FileFacts]]:
+        """Yield the same with size and ETag, which is taken for the MD5 that it mostly is."""
         bucket, key = base.split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key else ""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
@@ -139,7 +144,7 @@ class S3Storage:
             for page in pages:
                 for found in page.get("Contents", []):
                     if not found["Key"].endswith("/"):
-                        yield f"s3://{bucket}/{found['Key']}"
+                        yield f"s3://{bucket}/{found['Key']}", _listed(found)
 
     def delete(self, uri: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -173,6 +178,17 @@ class S3Storage:
             first = self._head(uri, PartNumber=1)
             return f"etag:{first['ContentLength']}:{etag}" if first else ""
         return ""
+
+
+def _listed(found: dict[str, Any]) -> base.FileFacts:
+    etag = found["ETag"].strip('"')
+    modified = found.get("LastModified")
+    return base.FileFacts(
+        found["Size"],
+        found["ETag"],
+        f"md5:{etag}" if PLAIN_ETAG.fullmatch(etag) else "",
+        modified_s=modified.timestamp() if modified else 0.0,
+    )
 
 
 @contextlib.contextmanager

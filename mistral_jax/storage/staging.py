@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from concurrent import futures
 from pathlib import Path
 
 from mistral_jax import storage
+from mistral_jax.storage import base
 from mistral_jax.storage import cache
 from mistral_jax.storage import digests
 from mistral_jax.storage import local
@@ -136,28 +138,59 @@ class Prefix:
         print(f"fetching {self.uri}: {len(names)} files, {_mib(total)}", file=sys.stderr)
         (folder / PARTS).mkdir(exist_ok=True)
         wanted = [name for name in names if not (folder / name).is_file()]
+        files = [(f"{self.uri}/{name}", name, self.facts(name)) for name in wanted]
         fetched = sum(
-            self._fetch_some(wanted[first : first + OPEN_FILES], folder)
-            for first in range(0, len(wanted), OPEN_FILES)
+            _fetch_some(files[first : first + OPEN_FILES], folder, is_listed=False)
+            for first in range(0, len(files), OPEN_FILES)
         )
         (folder / PARTS).rmdir()
         local.sync_folder(folder)
         seconds = time.monotonic() - start
         print(f"fetched {_mib(fetched)} in {seconds:.1f} s to {folder}", file=sys.stderr)
 
-    def _fetch_some(self, names: list[str], folder: Path) -> int:
-        """Fetch files, all of them open at once; return the bytes that came."""
-        files = [
-            _PartialFile(f"{self.uri}/{name}", folder, name, self.facts(name)) for name in names
-        ]
-        jobs = [(file, piece) for file in files for piece in file.missing()]
-        try:
-            _run([lambda f=file, p=piece: f.fetch(self._kind, p) for file, piece in jobs])
-            _run([file.finish for file in files])
-        finally:
-            for file in files:
-                file.close()
-        return sum(piece.size for _, piece in jobs)
+
+def fetch(files: Mapping[str, tuple[str, FileFacts]], folder: Path) -> int:
+    """Fetch objects into a folder, past the cache; return the bytes that came.
+
+    A file that is there under its name was checked, and is not fetched again. An ETag that a
+    listing tells is an MD5 in most cases: where it is not the content's, the store is asked about
+    the object itself.
+
+    Args:
+        files: by name below the folder: URI, and what a listing told of it.
+        folder: made where it is not there; nobody else writes to it.
+
+    Raises:
+        StorageError: an object has changed since it was listed, or is gone.
+        StagingError: a file's content is not what its digest says.
+        StorageUnreachable: the store does not answer; what has arrived is kept.
+    """
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    wanted = [
+        (uri, name, facts) for name, (uri, facts) in files.items() if not (folder / name).is_file()
+    ]
+    fetched = sum(
+        _fetch_some(wanted[first : first + OPEN_FILES], folder, is_listed=True)
+        for first in range(0, len(wanted), OPEN_FILES)
+    )
+    shutil.rmtree(folder / PARTS)
+    return fetched
+
+
+def _fetch_some(
+    wanted: Sequence[tuple[str, str, FileFacts]], folder: Path, *, is_listed: bool
+) -> int:
+    """Fetch files, all of them open at once; return the bytes that came."""
+    files = [_PartialFile(uri, folder, name, facts) for uri, name, facts in wanted]
+    kinds = {uri: storage.storage_for(uri) for uri, _, _ in wanted}
+    jobs = [(file, piece) for file in files for piece in file.missing()]
+    try:
+        _run([lambda f=file, p=piece: f.fetch(kinds[f.uri], p) for file, piece in jobs])
+        _run([lambda f=file: f.finish(kinds[f.uri] if is_listed else None) for file in files])
+    finally:
+        for file in files:
+            file.close()
+    return sum(piece.size for _, piece in jobs)
 
 
 class _Piece:
@@ -208,10 +241,19 @@ class _PartialFile:
             storage.raise_if_disk_full(error, self._part)
             raise
 
-    def finish(self) -> None:
-        """Check the whole file, and give it its name."""
+    def finish(self, asked: Storage | None) -> None:
+        """Check the whole file, and give it its name.
+
+        Args:
+            asked: the store, where the facts come from a listing and it may know better.
+        """
         os.fsync(self._handle)
         complaint = digests.check_digest(self._part, self.facts.digest)
+        if asked is not None and (complaint is not None or not self.facts.digest):
+            found = asked.facts(self.uri)
+            if found is None or found.version != self.facts.version:
+                raise base.changed(self.uri)
+            complaint = digests.check_digest(self._part, found.digest)
         if complaint is not None:
             self._part.unlink()
             self._list.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,20 +146,35 @@ def publish(folder: Path, uri: str, *, say: Callable[[str], None] | None = None)
     _send_listed(folder, base, listed, say=say or _to_stderr)
 
 
-def replace(folder: Path, uri: str, *, check: Callable[[], None]) -> None:
-    """Send a folder's files in the place of what an interrupted call left there.
+def replace(
+    folder: Path,
+    uri: str,
+    *,
+    check: Callable[[], None],
+    spared: tuple[str, ...] = (),
+    last: str = "",
+) -> None:
+    """Send a folder's files in the place of what lies there.
 
     Args:
         folder: what is sent.
         uri: where to.
         check: called before each file, and before the list says that all has arrived; it raises
             where another process has begun to write there, whose files may have the same names.
+        spared: beginnings of names that are no part of it: not sent, and left as they are.
+        last: the file that is sent when all others have arrived, and goes first where it is old.
     """
-    kind, base, listed = storage.storage_for(uri), uri.rstrip("/"), _listed(folder)
-    known = {f"{base}/{name}" for name in (*listed, LIST_NAME)}
-    for stray in [name for name in kind.list_files(base) if name not in known]:
-        kind.delete(stray)
-    _send_listed(folder, base, listed, say=lambda line: None, check=check)
+    kind, base = storage.storage_for(uri), uri.rstrip("/")
+    listed = {name: each for name, each in _listed(folder).items() if not name.startswith(spared)}
+    if last in listed:  # a dict keeps the order in which names come
+        listed[last] = listed.pop(last)
+    known = {f"{base}/{name}" for name in (*listed, LIST_NAME)} - {f"{base}/{last}"}
+    strays = [
+        name
+        for name in kind.list_files(base)
+        if name not in known and not name.removeprefix(f"{base}/").startswith(spared)
+    ]
+    _send_listed(folder, base, listed, say=lambda line: None, check=check, strays=strays)
 
 
 def remove(uri: str) -> None:
@@ -186,9 +202,12 @@ def _send_listed(
     *,
     say: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
+    strays: Sequence[str] = (),
 ) -> None:
     kind = storage.storage_for(base)
     _write_list(base, listed, is_complete=False)
+    for stray in strays:
+        kind.delete(stray)
     for name, fields in listed.items():
         check()
         send_file(folder / name, f"{base}/{name}", fields["sha256"], kind=kind, say=say)

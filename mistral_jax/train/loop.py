@@ -49,6 +49,19 @@ class BatchStream(Protocol):
         ...
 
 
+@runtime_checkable
+class Curriculum(Protocol):
+    """What decides how difficult the coming batches are."""
+
+    def observe(self, losses: Mapping[str, float]) -> None:
+        """Take the held-out losses of an evaluation, alike on every process."""
+        ...
+
+    def levels(self) -> Mapping[str, int]:
+        """Return the level of each source, for the next batch."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """What the loop runs with.
@@ -67,6 +80,7 @@ class Parts:
         peak_flops_per_s: of all devices together, or None.
         take_samples: called with (step, parameters) after each evaluation, or None.
         save_evaluation: called with (step, losses by source) after each evaluation.
+        curriculum: told the losses after each evaluation, or None.
     """
 
     run: run_config.RunConfig
@@ -83,6 +97,7 @@ class Parts:
     peak_flops_per_s: float | None
     take_samples: Callable[[int, definition_lib.Params], None] | None
     save_evaluation: Callable[[int, dict[str, held_out.RowLosses]], None]
+    curriculum: Curriculum | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +188,14 @@ class _Fit:
         return Outcome(self.state, self.step, reason, self._median_seconds())
 
     def _one_step(self) -> None:
+        curriculum = self.parts.curriculum
+        levels = {} if curriculum is None else curriculum.levels()
         batch = place_micro_batches(next(self.parts.stream), self.parts)
         self.state, step_metrics = self.parts.train_step(self.state, self.parts.frozen, batch)
         self.step += 1
         self._flush()
-        self.pending = (self.step, step_metrics)
+        shown = {f"level/{name}": level for name, level in levels.items()}
+        self.pending = (self.step, step_metrics | shown)
 
     def _flush(self) -> None:
         """Log the step that is under way, waiting for its numbers."""
@@ -225,6 +243,8 @@ class _Fit:
         for source, rows in losses.items():
             self.parts.writer.log_eval(self.step, source, rows.loss)
         self.parts.save_evaluation(self.step, losses)
+        if self.parts.curriculum is not None:
+            self.parts.curriculum.observe({name: rows.loss for name, rows in losses.items()})
         if losses:
             total = sum(rows.sums.sum() for rows in losses.values())
             weight = sum(rows.weights.sum() for rows in losses.values())

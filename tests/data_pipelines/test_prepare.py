@@ -299,7 +299,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypat
 
 
 def hold_lock(folder: str, ready, done) -> None:
-    with prepare._locked(Path(folder)):
+    with prepare.locked(Path(folder)):
         ready.set()
         done.wait(20)
 
