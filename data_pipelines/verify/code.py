@@ -70,7 +70,7 @@ def _judge_tests(
     changed = mutate.mutants(code, config.max_mutants)
     if not changed:
         return answers.failed(check.kind, "nothing in the code can be changed")
-    alive = list(_survivors(changed, check, box, config.mutant_wall_s))
+    alive = list(_survivors(changed, check, box, config.mutant_cpu_s))
     share = 1 - len(alive) / len(changed)
     wanted = config.min_killed if check.min_killed is None else check.min_killed
     found = {"killed": share, "num_mutants": len(changed), "survivors": alive[:5]}
@@ -81,21 +81,21 @@ def _judge_tests(
 
 
 def _survivors(
-    changed: Sequence[tuple[str, str]], check: Check, box: sandbox.Sandbox, wall_s: float
+    changed: Sequence[tuple[str, str]], check: Check, box: sandbox.Sandbox, cpu_s: float
 ) -> Iterator[str]:
     for code, what in changed:
-        if not _run(code, check, box, wall_s=wall_s):
+        if not _run(code, check, box, cpu_s=cpu_s):
             yield what
 
 
-def _run(code: str, check: Check, box: sandbox.Sandbox, wall_s: float | None = None) -> str:
+def _run(code: str, check: Check, box: sandbox.Sandbox, cpu_s: float | None = None) -> str:
     """Run the tests on the code; return why they did not run through, "" if they did."""
     mark = secrets.token_hex(16)
     files = {name: text.encode() for name, text in check.files.items()}
     files["solution.py"] = code.encode(errors="surrogatepass")
     source = _HARNESS.format(tests=check.tests, mark=mark)
     try:
-        outcome = box.run(sandbox.Case(source, files, wall_s=wall_s))
+        outcome = box.run(sandbox.Case(source, files, cpu_s=cpu_s))
     except sandbox.SandboxMissing:
         raise
     except ValueError as error:  # a file's name, or text that is no UTF-8

@@ -27,7 +27,8 @@ class VerifyConfig(Node):
         heavy_sandbox: for what loads large libraries: reasoning-gym's verifiers, proof checkers.
         max_mutants: small changes tried of one program, spread over it evenly.
         min_killed: share of them that its tests must notice, where the check names none.
-        mutant_wall_s: wall time of one changed program; one that never ends counts as noticed.
+        mutant_cpu_s: CPU time of one changed program; one that never ends counts as noticed. CPU
+            time, so that a busy machine gives the same verdicts.
         formula_cpu_s: CPU time of one comparison of formulas.
         formula_memory_bytes: address space of the process that compares them.
     """
@@ -38,6 +39,6 @@ class VerifyConfig(Node):
     )
     max_mutants: Count = 24
     min_killed: Fraction = 0.7
-    mutant_wall_s: Positive = 2.0
+    mutant_cpu_s: Positive = 0.5
     formula_cpu_s: Positive = 5.0
     formula_memory_bytes: Count = 2 << 30

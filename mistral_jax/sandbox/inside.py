@@ -128,6 +128,7 @@ def run_case(request: dict, limits: dict) -> Answer:
         os.close(descriptor)
     if not status:
         is_over_cpu = code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu_s >= limits["cpu_s"]
+        is_over_cpu |= code == -signal.SIGPROF
         status = "timeout" if is_over_cpu else "failed" if code else "ok"
     return ended(status, code, list(kept.values()), wall_s, cpu_s)
 
@@ -221,6 +222,8 @@ def set_limits(limits: dict) -> None:
         (resource.RLIMIT_AS, limits["memory_bytes"], limits["memory_bytes"]),
     ):
         resource.setrlimit(what, (soft, hard))
+    if limits["own_cpu_s"]:  # finer than RLIMIT_CPU, which still holds for who ignores the signal
+        signal.setitimer(signal.ITIMER_PROF, limits["own_cpu_s"])
 
 
 def watch(pid: int, kept: dict[int, bytearray], deadline: float, output_bytes: int) -> str:

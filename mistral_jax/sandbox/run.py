@@ -61,13 +61,13 @@ class Case:
         program: Python source, which runs as /box/main.py; or an argv with an absolute program.
         files: name below the work folder -> content.
         stdin: what it reads.
-        wall_s: its own wall time in place of the batch's.
+        cpu_s: its own CPU time, in place of the batch's where it is less; of its first process.
     """
 
     program: str | Sequence[str]
     files: Mapping[str, bytes] = field(default_factory=dict)
     stdin: bytes = b""
-    wall_s: float | None = None
+    cpu_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,8 @@ class Sandbox:
 
     def run(self, case: Case) -> Outcome:
         """Run one case; a new sandbox is started when the last case broke the one before."""
-        wall_s = self._limits.wall_s if case.wall_s is None else case.wall_s
-        frame = _frame(_request(case, asdict(self._limits) | {"wall_s": wall_s}))
+        wall_s = self._limits.wall_s
+        frame = _frame(_request(case, asdict(self._limits) | {"own_cpu_s": case.cpu_s or 0.0}))
         if self._process is None:
             self._start()
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Generators by their rows: pure by index, without duplicates, diverse, right, and wrong refused."""
+"""Rows of generators: pure by index, without duplicates, diverse, right; wrong ones are refused."""
 
 import collections
 import hashlib

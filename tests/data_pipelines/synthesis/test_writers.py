@@ -1,4 +1,4 @@
-"""The endpoint writer against a real HTTP server on loopback that is busy, slow, broken or right."""
+"""The endpoint writer against a real HTTP server on loopback: busy, slow, broken or right."""
 
 import http.server
 import json

@@ -103,7 +103,7 @@ def scores():
         check = {"kind": "mutants", "tests": tests, "min_killed": 0.0}
         document = Document("r", "prompt_completion", completion=f"```python\n{code}\n```")
         rows.append(Row(document, "made", "code", "code", "PSF", facts={"check": check}))
-    config = VerifyConfig(max_mutants=20, mutant_wall_s=0.4, sandbox=SandboxConfig(cpu_s=1))
+    config = VerifyConfig(max_mutants=20, mutant_cpu_s=0.3, sandbox=SandboxConfig(cpu_s=1))
     with verify.Verifier(config) as verifier:
         return verifier.verify(rows)
 
