@@ -118,6 +118,7 @@ class _Reading:
     ):
         self._entry, self._limits, self._decoders = entry, limits, decoders
         self._patterns = patterns or entry.patterns
+        self._is_users = bool(patterns)
         self._file, self._beside = file, beside
         self._load = registry.loader_of(entry.loader)
 
@@ -143,7 +144,9 @@ class _Reading:
         self, name: str, path: str, stream: BinaryIO, beside: Beside, file: Path | None
     ) -> Items:
         if not registry.fits(path, self._patterns):
-            if not registry.fits(path, self._entry.companions):
+            # What the user's own patterns leave out is no reject, here as in folders.
+            is_told = not self._is_users and not registry.fits(path, self._entry.companions)
+            if is_told:
                 told = f"not one of the files of the type {self._entry.name!r}"
                 yield Reject(name, "unsupported_type", told)
             return

@@ -59,12 +59,7 @@ def judge(
             ]
         ),
         "accuracy": metrics.mean([_passed(each) for each in checked]) if checked else None,
-        "toxicity": metrics.mean(
-            [
-                found if (found := _toxicity(row, text)) >= config.toxicity_floor else 0.0
-                for row, text in zip(rows, texts, strict=True)
-            ]
-        ),
+        "toxicity": _mean_toxicity(rows, texts, config),
     }
     return BatchScores(scores, _failed(scores, len(rows), config))
 
@@ -91,6 +86,14 @@ def _is_open(verdict: Score) -> bool:
 def _passed(verdict: Score) -> float:
     named = verdict.detail.get("verdict")
     return float(verdict.value >= 1 if named is None else named == "passed")
+
+
+def _mean_toxicity(rows: Sequence[Row], texts: Sequence[str], config: Gate) -> float | None:
+    """Return the mean probability; None where any would pass, and the model is not asked."""
+    if config.max_toxicity >= 1:
+        return None
+    found = [_toxicity(row, text) for row, text in zip(rows, texts, strict=True)]
+    return metrics.mean([each if each >= config.toxicity_floor else 0.0 for each in found])
 
 
 def _toxicity(row: Row, text: str) -> float:

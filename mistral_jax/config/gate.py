@@ -14,7 +14,7 @@ class Gate(Node):
         min_diversity: 1 - mean Jaccard of the rows' word 5-grams over all pairs, estimated.
         min_complexity: mean over rows of compressibility, vocabulary and length of sentences.
         min_accuracy: share that verifies of the rows that can be verified.
-        max_toxicity: mean probability of abuse.
+        max_toxicity: mean probability of abuse; 1 does not ask the model for it.
         toxicity_floor: probabilities below it count as 0. The model gives 0.04 to a text of which
             it knows no word, and up to 0.15 to short harmless ones; the mean over thousands of
             exercises in one wording must not rest on that.

@@ -315,4 +315,4 @@ class Processors(Node):
     math: Steps = (
         Clean(boilerplate=False), NO_PROSE, Maths(), Pii(kinds=("email",)),
     )  # fmt: skip
-    media: Steps = (Clean(boilerplate=False), Media(), Language(), Pii(), Toxicity())
+    media: Steps = (Media(), Clean(boilerplate=False), Language(), Pii(), Toxicity())

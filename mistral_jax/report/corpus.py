@@ -17,8 +17,12 @@ MANIFEST_FILE = "manifest.json"
 KIND = "corpus"
 
 
-def write(folder: str | os.PathLike) -> Path:
+def write(folder: str | os.PathLike, *, place: str | None = None) -> Path:
     """Write report.html from what a corpus folder holds, and return its path.
+
+    Args:
+        folder: the corpus.
+        place: how the report's commands name it, where that is not the folder: a URI.
 
     Raises:
         ValueError: the folder is not a prepared corpus, or its files are damaged; the message
@@ -30,7 +34,7 @@ def write(folder: str | os.PathLike) -> Path:
     gate = manifest.get("settings", {}).get("gate") or {}
     batches = corpus_batches.read(folder / Path(named).name, gate)
     try:
-        values = corpus_sections.build(manifest, batches, folder)
+        values = corpus_sections.build(manifest, batches, place or str(folder))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{folder / MANIFEST_FILE}: field missing or of the wrong type ({error!r}); prepare "

@@ -14,13 +14,14 @@ from mistral_jax.report.files import Row
 SPLITS = ("train", "eval")
 
 
-def build(manifest: Row, batches: Batches, folder: Path) -> Row:
-    """Return every variable of the template."""
+def build(manifest: Row, batches: Batches, place: str) -> Row:
+    """Return every variable of the template; `place` is the corpus's folder or URI."""
+    folder_name = Path(place).resolve().name
     fingerprint = str(manifest.get("fingerprint", ""))[:12]
     settings = manifest.get("settings")
     return {
         "page_name": "corpus report",
-        "title": str(manifest.get("name") or folder.resolve().name),
+        "title": str(manifest.get("name") or folder_name),
         "subtitle": subtitle(manifest),
         "notes": notes(manifest),
         "tiles": tiles(manifest, batches),
@@ -32,14 +33,13 @@ def build(manifest: Row, batches: Batches, folder: Path) -> Row:
         "clusters": corpus_tables.clusters(manifest),
         "shares": corpus_tables.shares(manifest),
         "scans": corpus_tables.scans(manifest),
-        "commands": commands(manifest, folder),
+        "commands": commands(manifest, place),
         "facts_name": "Corpus",
         "facts": facts(manifest),
         "versions": [(name, str(value)) for name, value in manifest.get("versions", {}).items()],
         "config_name": "the settings, as they were resolved",
         "config": json.dumps(settings, indent=2, ensure_ascii=False) if settings else "",
-        "made_from": folder.resolve().name
-        + (f", fingerprint {fingerprint}" if fingerprint else ""),
+        "made_from": folder_name + (f", fingerprint {fingerprint}" if fingerprint else ""),
     }
 
 
@@ -124,9 +124,9 @@ def facts(manifest: Row) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in pairs if value not in (None, "")]
 
 
-def commands(manifest: Row, folder: Path) -> list[tuple[str, str]]:
+def commands(manifest: Row, place: str) -> list[tuple[str, str]]:
     """Return what to do with the corpus."""
-    found = [("Look at it in the terminal", f"./run inspect {folder}")]
+    found = [("Look at it in the terminal", f"./run inspect {place}")]
     kept = [
         (one.get("folder") or name)
         for name, one in manifest.get("experts", {}).items()
@@ -134,10 +134,10 @@ def commands(manifest: Row, folder: Path) -> list[tuple[str, str]]:
     ]
     if kept:
         found += [
-            ("See where one training row comes from", f"./run inspect {folder}/{kept[0]}/train#0"),
+            ("See where one training row comes from", f"./run inspect {place}/{kept[0]}/train#0"),
             (
                 "Train on one expert's shards",
-                f"./run train configs/demo/finetune.yaml data.train={folder}/{kept[0]}",
+                f"./run train configs/demo/finetune.yaml data.train={place}/{kept[0]}",
             ),
         ]
     return found

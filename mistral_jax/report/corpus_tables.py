@@ -23,6 +23,7 @@ SOURCE_COLUMNS = (
     "files", "read", "rejected", "set_aside", "duplicates", "near_duplicates", "bridges",
     "left_out", "kept", "tokens",
 )  # fmt: skip
+SHORT = {"duplicates": "copies", "near_duplicates": "near copies", "set_aside": "aside"}
 
 
 def funnel(manifest: Row) -> list[Row]:
@@ -51,9 +52,9 @@ def funnel(manifest: Row) -> list[Row]:
 def sources(manifest: Row) -> Row:
     """Return the table of sources."""
     entries = manifest.get("sources", {})
-    used = [key for key in SOURCE_COLUMNS if any(key in one for one in entries.values())]
+    used = [key for key in SOURCE_COLUMNS if any(one.get(key) for one in entries.values())]
     heads = [_head("source"), _head("expert"), _head("licence")]
-    heads += [_head(key.replace("_", " "), is_number=True) for key in used]
+    heads += [_head(SHORT.get(key, key).replace("_", " "), is_number=True) for key in used]
     rows = [
         [name, one.get("expert", ""), one.get("licence", "")]
         + [f"{one[key]:,}" if key in one else "" for key in used]

@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines import inputs
 from data_pipelines import sources
 from data_pipelines.corpus import bad_rows
 from data_pipelines.corpus import build
+from data_pipelines.corpus import inventory
 from data_pipelines.corpus import state
+from data_pipelines.corpus.job import Job
+from mistral_jax import tokenizers
 from mistral_jax.config import corpus as corpus_config
+from mistral_jax.config.data import DataConfig
 
 WORDS = Path(random.__file__).read_text().split()
 
@@ -51,7 +56,7 @@ def config_of(folder: Path, **changed) -> corpus_config.CorpusConfig:
              "licence": "CC0-1.0"},
         ],
         "processors": {"text": plain},
-        "gate": {"min_complexity": 0.0},
+        "gate": {"min_complexity": 0.0, "max_toxicity": 1.0},
         "task_bytes": 2000,
         "executor": {"kind": "local", "workers": 1},
         **changed,
@@ -111,7 +116,7 @@ def test_the_same_call_does_nothing(whole):
 
 def test_workers_change_nothing(whole, tmp_path):
     folder, made = whole
-    config = config_of(folder, executor={"kind": "local", "workers": 3})
+    config = config_of(folder, executor={"kind": "local", "workers": 2})
     other = build.build(config, tmp_path / "out")
     assert tree(other.folder) == tree(made.folder)
 
@@ -163,18 +168,31 @@ def sides(folder: Path) -> dict[str, str]:
     return found
 
 
-def test_a_limit_takes_the_first_documents_whatever_the_order_of_ends(whole, tmp_path):
+def test_a_limit_takes_the_first_documents(whole, tmp_path):
     folder, _ = whole
     limited = config_of(folder).sources[0].model_dump() | {"max_documents": 13}
-    trees = []
-    for workers in (1, 3):
-        config = config_of(
-            folder, sources=[limited], executor={"kind": "local", "workers": workers}
-        )
-        made = build.build(config, tmp_path / f"out{workers}")
-        assert made.manifest["sources"]["notes"]["kept"] == 13
-        trees.append(tree(made.folder))
-    assert trees[0] == trees[1]
+    made = build.build(config_of(folder, sources=[limited]), tmp_path / "out")
+    assert made.manifest["sources"]["notes"]["kept"] == 13
+    ids = {json.loads(line)["id"] for line in (tmp_path / "out/general/train_dataset.jsonl").open()}
+    ids |= {json.loads(line)["id"] for line in (tmp_path / "out/general/val_dataset.jsonl").open()}
+    first = [f"notes/00.jsonl#{line}" for line in range(1, 11)]
+    assert ids == {*first, *(f"notes/01.jsonl#{line}" for line in (1, 2, 3))}
+
+
+def test_the_tasks_that_a_limit_needs_do_not_depend_on_the_order_of_ends(whole, tmp_path):
+    folder, _ = whole
+    limited = config_of(folder).sources[0].model_dump() | {"max_documents": 25}
+    config = config_of(folder, sources=[limited], max_documents=12)
+    tasks = tuple({"maker": 0, "files": []} for _ in range(10))
+    job = Job(tmp_path, config, inventory.makers(config), tasks)
+    for seed in range(30):
+        order = random.Random(seed).sample(range(10), 10)
+        limits = build._Limits(job)
+        for number in order:
+            limits.add(number, {"pdfs": 6 if seed % 2 else 0, "rows": 10})
+        wanted = [number for number in range(10) if limits.is_wanted(number)]
+        # 25 rows are in three tasks of ten, 12 PDFs in two tasks of six.
+        assert wanted == ([0, 1] if seed % 2 else [0, 1, 2])
 
 
 def test_a_source_of_rubbish_stops_the_run(tmp_path):
@@ -190,3 +208,26 @@ def test_other_files_in_the_output_are_refused(tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="choose another output"):
         build.build(config_of(tmp_path), tmp_path / "out")
+
+
+def test_a_run_reads_every_expert_of_a_corpus(whole, tmp_path):
+    _, made = whole
+    data = DataConfig(train=str(made.folder), sequence_length=32, global_batch_sequences=2)
+    found = inputs.open_sources(data, tokenizers.load_tokenizer("bytes"), tmp_path)
+    assert [source.name for source in found.train] == ["general"]
+    assert found.weights == [made.manifest["experts"]["general"]["train"]["tokens"]]
+    assert len(found.train[0]) + len(found.held_out[0]) == 60
+
+
+def test_rows_made_from_one_document_are_on_one_side(tmp_path):
+    (tmp_path / "in").mkdir()
+    rows = [{"text": text_of(at), "document": f"book {at % 8}"} for at in range(48)]
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    build.build(config_of(tmp_path, eval_fraction=0.5), tmp_path / "out")
+    sides_of: dict[str, set[str]] = {}
+    for split, file in (("train", "train_dataset.jsonl"), ("eval", "val_dataset.jsonl")):
+        for line in (tmp_path / "out/general" / file).open():
+            sides_of.setdefault(json.loads(line)["document"], set()).add(split)
+    assert len(sides_of) == 8
+    assert all(len(found) == 1 for found in sides_of.values())
+    assert {"train", "eval"} == set.union(*sides_of.values())
