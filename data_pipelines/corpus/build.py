@@ -47,8 +47,6 @@ MODULES = {
     "map": "data_pipelines.corpus.map_task",
     "encode": "data_pipelines.corpus.encode_task",
 }
-# What may differ between two runs that make the same corpus.
-ANY_MACHINE = {"output", "executor"}
 SPACE_FACTOR = 4
 SPACE_BASE_BYTES = 64 << 20
 
@@ -145,6 +143,8 @@ def _build(
     folder.mkdir(parents=True, exist_ok=True)
     with prepare.locked(folder):
         try:
+            for name in (states.STATE, sources.MANIFEST):
+                storage.remove_unfinished(folder / name)
             run = _Run(folder, job, fingerprint, tokenizer, progress, keeper)
             return Built(folder, run.whole(), is_reused=False, resumed_tasks=run.resumed)
         except OSError as error:
@@ -332,7 +332,7 @@ def _fingerprint(
     resources: Resources,
 ) -> str:
     content = {
-        "config": config.model_dump(mode="json", exclude=ANY_MACHINE),
+        "config": config.facts(),
         "tasks": [_without_place(task) for task in tasks],
         "tokenizer": None if tokenizer is None else tokenizer.digest,
         "resources": resources.digests,

@@ -8,6 +8,7 @@ batches.jsonl     a line for each batch that went through the gate
 set_aside.jsonl   the rows of batches that failed
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -32,6 +33,7 @@ FEATURE_FILE, DIFFICULTY_FILE = "features.npy", "difficulty.npy"
 SET_ASIDE_KIND = "set_aside"
 NO_LEVEL = -1
 NO_PARENT = -1
+HEAD_BYTES = 4096
 ID_STARTS = len('{"id": ')
 
 FEATURES = np.dtype(
@@ -145,18 +147,37 @@ def difficulty(folder: Path) -> np.ndarray:
 
 def lines(folder: Path, wanted: Sequence[int]) -> Iterator[bytes]:
     """Yield the lines of some rows, given in rising order."""
-    starts = features(folder)["line"]
+    starts = _starts(folder)
     with (folder / ROWS).open("rb") as file:
         for index in wanted:
             file.seek(int(starts[index]))
             yield file.readline()
 
 
+def _starts(folder: Path) -> np.ndarray:
+    """Return where each line begins; kept, for single rows of many parts are asked for."""
+    path = folder / FEATURE_FILE
+    return _opened_starts(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _opened_starts(path: Path, written_ns: int) -> np.ndarray:
+    del written_ns  # part of the key: a part may be made again
+    return np.load(path, mmap_mode="r")["line"]
+
+
 def ids(folder: Path, wanted: Sequence[int]) -> Iterator[str]:
     """Yield the ids of some rows, given in rising order; a line begins with its id."""
     decode = json.JSONDecoder().raw_decode
-    for line in lines(folder, wanted):
-        yield decode(line.decode(), ID_STARTS)[0]
+    starts = _starts(folder)
+    with (folder / ROWS).open("rb") as file:
+        for index in wanted:
+            file.seek(int(starts[index]))
+            head = file.readline(HEAD_BYTES)  # a line may be a book; its id is not
+            try:
+                yield decode(head.decode(errors="ignore"), ID_STARTS)[0]
+            except json.JSONDecodeError:
+                yield decode((head + file.readline()).decode(), ID_STARTS)[0]
 
 
 def rejects(folder: Path) -> Iterator[Reject]:

@@ -57,7 +57,7 @@ def manifest(
         "kind": "corpus",
         "name": job.config.name,
         "fingerprint": fingerprint,
-        "settings": job.config.model_dump(mode="json", exclude={"output", "executor"}),
+        "settings": job.config.facts(),
         "tokenizer": None
         if tokenizer is None
         else {

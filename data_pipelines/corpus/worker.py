@@ -3,7 +3,9 @@
 import importlib
 import json
 import os
+import queue
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,22 @@ def main() -> None:
     job = sys.argv[1]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not get between the lines
-    for line in sys.stdin:
-        task = json.loads(line)
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    while True:
+        task = json.loads(lines.get())
         answers.write(json.dumps(answer(job, task["module"], task["number"])) + "\n")
         answers.flush()
+
+
+def _listen(lines: "queue.SimpleQueue[str]") -> None:
+    """Pass lines on; when they end, so does the process, in the middle of a task too.
+
+    Whoever gave the tasks was killed then, and the next one may begin to write the same parts.
+    """
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def _maker(config: generators.MadeRows, media: str | Path | None) -> tuple[str, 
             make = functools.partial(
                 code_tasks.make,
                 library_share=config.standard_library_share,
+                mutant_share=config.mutant_share,
                 min_killed=config.min_killed,
             )
             return "code", code_tasks.VERSION, make

@@ -6,6 +6,7 @@ near_duplicates, verify, generators.
 
 from pathlib import Path
 from typing import Annotated
+from typing import Any
 from typing import Literal
 
 from pydantic import Field
@@ -51,6 +52,7 @@ class RayExecutor(Node):
     workers: NonNegativeInt = 0
 
 
+JOIN_ON = {"runner", "ray_address", "join_keys"}
 Executor = Annotated[LocalExecutor | RayExecutor, Field(discriminator="kind")]
 
 
@@ -99,6 +101,11 @@ class CorpusConfig(Node):
     task_bytes: Count = 32 << 20
     task_rows: Count = 4096
     executor: Executor = LocalExecutor()
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything that decides what the corpus holds, and nothing of the machine."""
+        on_machine: Any = {"output": True, "executor": True, "near_duplicates": JOIN_ON}
+        return self.model_dump(mode="json", exclude=on_machine)
 
 
 def load_corpus(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> CorpusConfig:

@@ -160,13 +160,15 @@ class CodeTasks(MadeRows):
     Attributes:
         standard_library_share: share of rows from functions of Python's standard library whose
             docstrings hold examples.
-        min_killed: share of small changes to the code that its tests must notice; 0 runs the
-            tests on the code alone, which takes a tenth of the time.
+        mutant_share: share of rows whose tests must also notice small changes to the code, which
+            takes fifty times as long as running them; rows of one family share their code.
+        min_killed: share of the changes that must be noticed there.
     """
 
     kind: Literal["code_tasks"]
     standard_library_share: Fraction = 0.05
-    min_killed: Fraction = 0.7
+    mutant_share: Fraction = 0.02
+    min_killed: Fraction = 0.6
 
 
 class Maths(MadeRows):

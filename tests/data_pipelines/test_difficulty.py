@@ -1,5 +1,7 @@
 """Difficulty against known difficulty: reasoning-gym's knobs, code that grows; ties, NaN, speed."""
 
+import importlib
+import itertools
 import time
 from pathlib import Path
 
@@ -9,13 +11,14 @@ import pytest
 from data_pipelines import difficulty
 from data_pipelines.corpus.row import Row
 from data_pipelines.documents import Document
+from data_pipelines.synthesis import draws
 from mistral_jax import tokenizers
 from mistral_jax.protocols import Score
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS_PER_LEVEL = 20
-# Of 30 tasks that were looked at, 17 reach 0.6 (2026-11); the others' knobs do not show in the
-# text (a sudoku's empty cells, a base to convert to), or hardly.
+# Of 28 tasks that were looked at, 16 reach 0.6 (2026-11); the others' knobs do not show in the
+# text (the base of a conversion, the size of a polynomial's roots), or hardly.
 TASKS = ("chain_sum", "gcd", "number_sorting", "propositional_logic", "simple_equations")
 
 
@@ -55,6 +58,22 @@ def test_scores_rank_tasks_like_the_knobs_that_made_them(name, tokenizer) -> Non
     rows, level_of = tasks_of(name)
     scores = difficulty.scores(difficulty.table_of(rows, tokenizer=tokenizer))
     assert spearman(scores, level_of) >= 0.6
+
+
+@pytest.mark.parametrize("name", ["code_tasks", "maths"])
+def test_scores_rank_generated_rows_like_their_levels(name) -> None:
+    """0.63 and 0.51 over 200 rows: levels are topics there, which the text shows less."""
+    pytest.importorskip("sympy")
+    maker = importlib.import_module(f"data_pipelines.synthesis.{name}")
+    rows, level_of = [], []
+    for level, number in itertools.product(range(5), range(ROWS_PER_LEVEL)):
+        task = maker.make(draws.Draws("test", level, number), level, number)
+        made = Document(
+            "d", "prompt_completion", prompt=task.prompt, completion=task.completion
+        )  # fmt: skip
+        rows.append(Row(made, "s", task.kind, "general", "MIT"))
+        level_of.append(level)
+    assert spearman(difficulty.scores(difficulty.table_of(rows)), level_of) >= 0.45
 
 
 def program(size: int, rng: np.random.Generator) -> str:
@@ -106,22 +125,35 @@ def test_a_scorer_is_asked_once_and_what_it_knows_is_easy() -> None:
     assert scorer.calls == 1
 
 
+def slow_score(table: np.ndarray, line: np.ndarray) -> float:
+    """Return the mean over the groups of the mean rank of a row, number by number."""
+    means = []
+    for group in difficulty.GROUPS:
+        ranks = []
+        for name in group:
+            column = table[:, difficulty.NAMES.index(name)]
+            value = line[difficulty.NAMES.index(name)]
+            told = [each for each in column.tolist() if each == each]
+            if value == value and len(set(told)) > 1:
+                below = sum(each < value for each in told)
+                equal = sum(each == value for each in told)
+                ranks.append((below + equal / 2) / len(told))
+        if ranks:
+            means.append(sum(ranks) / len(ranks))
+    return sum(means) / len(means) if means else 0.5
+
+
 def test_scores_do_not_depend_on_the_order_and_ties_are_ties() -> None:
     rng = np.random.default_rng(0)
-    table = rng.integers(0, 4, (50, 6)).astype(np.float32)
-    table[rng.random(table.shape) < 0.3] = np.nan
+    table = rng.integers(0, 4, (50, len(difficulty.NAMES))).astype(np.float32)
+    table[rng.random(table.shape) < 0.6] = np.nan
     table[:, 5] = 7  # the same everywhere: says nothing
+    table[0] = np.nan
     scores = difficulty.scores(table)
     shuffled = rng.permutation(50)
     np.testing.assert_array_equal(difficulty.scores(table[shuffled]), scores[shuffled])
-    np.testing.assert_array_equal(difficulty.scores(table[:, :5]), scores)
-    slow = [
-        [(np.sum(c < v) + np.sum(c == v) / 2) / np.sum(~np.isnan(c)) for c, v in zip(table.T, line)]
-        for line in table
-    ]
-    is_told = ~np.isnan(table) & (table != 7)
-    wanted = [np.mean(np.array(ranks)[told]) for ranks, told in zip(slow, is_told)]
-    np.testing.assert_allclose(scores, wanted)
+    np.testing.assert_allclose(scores, [slow_score(table, line) for line in table])
+    assert scores[0] == 0.5
 
 
 def test_levels_are_fifths_and_makers_know_better() -> None:

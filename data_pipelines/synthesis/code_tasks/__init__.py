@@ -24,7 +24,13 @@ LEVELS = (
 
 
 def make(
-    draws: Draws, level: int, index: int, *, library_share: float = 0.0, min_killed: float = 0.0
+    draws: Draws,
+    level: int,
+    index: int,
+    *,
+    library_share: float = 0.0,
+    mutant_share: float = 0.0,
+    min_killed: float = 0.0,
 ) -> Task:
     """Return a task of the level; a share of the rows are examples of the standard library.
 
@@ -35,10 +41,13 @@ def make(
         level: 0 to 4.
         index: of the row.
         library_share: share of rows from the standard library.
-        min_killed: share of the code's mutants that the tests must catch; 0 only runs the tests.
+        mutant_share: share of the other rows whose tests must catch mutants of the code.
+        min_killed: share of the mutants that they must catch.
     """
     if library_share:
         place = int(index * library_share)
         if place < int((index + 1) * library_share) and place < len(standard_library.examples()):
             return standard_library.task(standard_library.examples()[place], draws)
-    return family.task(draws.pick(LEVELS[level]), draws, min_killed=min_killed)
+    has_mutants = draws.chance(mutant_share)
+    chosen = draws.pick(LEVELS[level])
+    return family.task(chosen, draws, min_killed=min_killed if has_mutants else 0.0)

@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import itertools
-import json
 import os
 import re
 import statistics
@@ -34,7 +33,7 @@ GYM = {"reasoning_gym": generators.ReasoningGym}  # its import takes seconds: sl
 ALL = KINDS | GYM
 # Kinds of checks that need no other process.
 PLAIN = {"constraints", "exact", "number", "span"}
-ROWS = 500
+ROWS = 400
 
 
 def build(kind, **told):
@@ -162,13 +161,13 @@ def test_bad_configs_are_refused():
 
 
 def test_a_sample_of_formulas_is_right_and_its_slips_are_not(made):
-    """One problem of each family against sympy, with its right and with its wrong answer."""
+    """One problem of each level against sympy, with its right and with its wrong answer."""
     chosen = {}
     for row in made["preference_pairs"]:
         if any(check["kind"] == "sympy" for check in checks_of(row)):
-            chosen.setdefault(row.facts["topic"], row)
-    assert len(chosen) > 25
-    rows = list(chosen.values())[:16]
+            chosen.setdefault(row.facts["level"], row)
+    assert sorted(chosen) == list(range(5))
+    rows = list(chosen.values())
     wrong = [base.with_completion(row, row.facts["rejected"]) for row in rows]
     with verify.Verifier() as verifier:
         right_scores, wrong_scores = verifier.verify(rows), verifier.verify(wrong)
@@ -228,11 +227,10 @@ def test_reasoning_tasks_do_not_depend_on_the_interpreters_hashes():
 
 @pytest.mark.slow
 def test_reasoning_tasks_grow_longer_with_their_level():
-    rows = list(build("reasoning_gym").rows(0, 1500))
-    by_level = collections.defaultdict(list)
-    for row in rows:
-        by_level[row.facts["level"]].append(len(row.text))
-    means = [statistics.fmean(by_level[level]) for level in range(5)]
-    assert means == sorted(means)
-    assert len({row.facts["topic"] for row in rows}) >= 20
-    json.dumps([row.facts for row in rows])
+    """In nearly all data sets: the text of a sudoku does not grow with its gaps."""
+    lengths = collections.defaultdict(lambda: collections.defaultdict(list))
+    for row in build("reasoning_gym").rows(0, 2500):
+        lengths[row.facts["topic"]][row.facts["level"]].append(len(row.text))
+    assert len(lengths) >= 20
+    grow = [statistics.fmean(each[4]) > statistics.fmean(each[0]) for each in lengths.values()]
+    assert statistics.fmean(grow) > 0.85

@@ -101,7 +101,7 @@ def test_a_stalling_server_costs_one_text_not_the_run(monkeypatch):
     def drip(handler):
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(40):
+        for _ in range(300):
             try:
                 handler.wfile.write(b" ")
                 handler.wfile.flush()
@@ -113,10 +113,10 @@ def test_a_stalling_server_costs_one_text_not_the_run(monkeypatch):
         return drip if "slow" in body["messages"][0]["content"] else said("quick")
 
     with Server(answer) as server:
-        writer = endpoint(server.url, timeout_s=0.1, deadline_s=0.3)
+        writer = endpoint(server.url, timeout_s=1.0, deadline_s=1.4)
         began = time.monotonic()
         texts = writer.write(["slow", "other"], seed=0)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 5
     assert isinstance(texts[0], Reject)
     assert texts[0].kind == "writer_failed"
     assert texts[1] == "quick"
