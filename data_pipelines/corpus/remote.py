@@ -131,6 +131,8 @@ class _Kept:
             self._parts.begin_with(fingerprint, found["job"], found["stages"])
             self._fetch_parts(names, fingerprint, found["stages"])
         else:
+            if began:
+                self._say(f"{self._uri} holds parts of another config or release: begun anew")
             self._empty()
             self._fetch_assignments(names)
             self._parts.begin_with(fingerprint, "", {})

@@ -146,7 +146,7 @@ class TaskRows:
             document=Document(
                 f"{name}#{index}",
                 "prompt_completion",
-                prompt=task.prompt,
+                prompt=f"{task.prompt}\n",  # the completion begins on a line of its own
                 completion=task.completion,
             ),
             source=name,

@@ -140,7 +140,7 @@ class DocumentQuestions:
             document=Document(
                 f"{row.id}?{self.name}#{number}",
                 "prompt_completion",
-                prompt=prompt,
+                prompt=f"{prompt}\n",
                 completion=" ".join(quote.split()),
                 made_from=row.id,
             ),

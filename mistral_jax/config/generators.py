@@ -167,7 +167,7 @@ class CodeTasks(MadeRows):
 
     kind: Literal["code_tasks"]
     standard_library_share: Fraction = 0.05
-    mutant_share: Fraction = 0.02
+    mutant_share: Fraction = 1.0
     min_killed: Fraction = 0.6
 
 

@@ -37,8 +37,8 @@ class VerifyConfig(Node):
     heavy_sandbox: SandboxConfig = SandboxConfig(
         wall_s=60.0, cpu_s=60, memory_bytes=4 << 30, num_files=256
     )
-    max_mutants: Count = 24
+    max_mutants: Count = 16
     min_killed: Fraction = 0.7
-    mutant_cpu_s: Positive = 0.5
+    mutant_cpu_s: Positive = 0.25
     formula_cpu_s: Positive = 5.0
     formula_memory_bytes: Count = 2 << 30

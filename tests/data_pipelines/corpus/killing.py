@@ -124,7 +124,7 @@ class Workshop:
         work = folder / build.WORK
         if (folder / "manifest.json").exists():
             return  # the corpus is whole, and its parts may be going
-        if not (work / fates.EARLIER_DONE).exists():
+        if not (work / fates.EARLIER_DONE).exists() or not (folder / state.STATE).exists():
             assert not known, "the work was thrown away"
             return
         for name, stamp in known.items():

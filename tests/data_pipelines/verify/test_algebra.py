@@ -25,6 +25,7 @@ def verifier():
 
 
 EQUAL = [
+    ("((8*n+18)**2-324)/8", {"expected": "8*n**2+36*n"}),
     ("x^2 + 2*x + 1", {"expected": "(x + 1)**2"}),
     ("1/(x + 1)", {"expected": "(x - 1)/(x**2 - 1)"}),
     ("sqrt(5 + 2*sqrt(6))", {"expected": "sqrt(2) + sqrt(3)"}),
