@@ -127,7 +127,10 @@ def no_documents(root: Path, rejects: dict[str, int], examples: list[Reject]) ->
 
 def name_of(file: Path, root: Path) -> str:
     """Return the id of a file: its path inside the input, with forward slashes."""
-    return shown_name(file.name if file == root else file.relative_to(root).as_posix())
+    if file == root:
+        return shown_name(file.name)
+    # Not by relative_to: for a folder of 100,000 files that alone takes ten seconds.
+    return shown_name(str(file).removeprefix(f"{str(root).rstrip('/')}/"))
 
 
 def read_file(

@@ -23,6 +23,7 @@ from data_pipelines.catalog.leaf import Decoders
 from data_pipelines.catalog.leaf import Items
 from data_pipelines.catalog.leaf import Leaf
 from data_pipelines.catalog.registry import SourceType
+from data_pipelines.catalog.registry import fits
 from data_pipelines.catalog.registry import takes
 from data_pipelines.catalog.registry import type_of
 from data_pipelines.catalog.registry import types
@@ -31,7 +32,7 @@ from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
 from data_pipelines.jsonl import BadLine
 
-__all__ = ["Decoders", "SourceType", "read", "read_file", "takes", "type_of", "types"]
+__all__ = ["Decoders", "SourceType", "fits", "read", "read_file", "takes", "type_of", "types"]
 
 Beside = Callable[[str], bytes | None]
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from data_pipelines import archives
 from data_pipelines import walk
 from data_pipelines.catalog.leaf import Items
 from data_pipelines.catalog.leaf import Leaf
@@ -21,6 +22,7 @@ from mistral_jax.config.corpus_sources import Expert
 from mistral_jax.config.corpus_sources import RowKind
 
 REGISTRY = Path(load.__file__).parents[2] / "configs" / "data" / "sources.yaml"
+GZIP = ".gz"  # a single compressed file has the name of what is in it
 LOADERS = {
     "documents": "plain_formats:read_documents",
     "media": "media_formats:read_media",
@@ -130,7 +132,9 @@ def takes(source_type: SourceType, path: str, patterns: Sequence[str] = ()) -> b
         path: of the file inside its source, or of the member inside its archive.
         patterns: a source's own; the entry's without them.
     """
-    return walk.is_container(path) or fits(path, patterns or source_type.patterns)
+    inner = path[: -len(GZIP)] if path.lower().endswith(GZIP) else path
+    is_archive = archives.kind_of(path.lower()) is not None or walk.is_container(inner)
+    return is_archive or fits(inner, patterns or source_type.patterns)
 
 
 def fits(path: str, patterns: Sequence[str]) -> bool:

@@ -127,7 +127,7 @@ def list_files(
         elif source.optional and not Path(path).expanduser().exists():
             continue
         else:
-            listed = list(_local(path, exclude))
+            listed = list(_local(path, exclude, kind, source.patterns))
         others = companions.Companions(kind, source.patterns, listed)
         for file in listed:
             if catalog.takes(kind, file.name, source.patterns):
@@ -164,11 +164,15 @@ def _place(path: str) -> str:
     return str(root / rest) if rest else str(root)
 
 
-def _local(path: str, exclude: tuple[Path, ...]) -> Iterator[Found]:
+def _local(
+    path: str, exclude: tuple[Path, ...], kind: catalog.SourceType, patterns: tuple[str, ...]
+) -> Iterator[Found]:
+    """Yield the files that are read, and those that are looked up from them."""
     root = Path(path).expanduser()
     for file in readers.list_inputs(root, exclude=exclude):
-        size_bytes = readers.file_size_bytes(file)
-        yield Found(readers.name_of(file, root), str(file.absolute()), size_bytes)
+        name = readers.name_of(file, root)
+        if catalog.takes(kind, name, patterns) or catalog.fits(name, kind.companions):
+            yield Found(name, str(file.absolute()), readers.file_size_bytes(file))
 
 
 def _remote(uri: str, outside: str, *, is_optional: bool) -> Iterator[Found]:

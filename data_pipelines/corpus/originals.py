@@ -21,6 +21,7 @@ from data_pipelines import walk
 from data_pipelines.documents import Document
 from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
+from data_pipelines.documents import shown_name
 from mistral_jax import storage
 from mistral_jax.config.corpus_sources import CorpusSource
 
@@ -82,10 +83,23 @@ def _file_of(source: CorpusSource, wanted: str) -> tuple[Path, str]:
     for cut in (len(inner), *reversed(cuts)):
         if not inner[:cut] or archives.name_problem(inner[:cut]):
             continue
-        file = root if root.is_file() else root / inner[:cut]
-        if file.is_file() and (file != root or root.name == inner[:cut]):
+        on_disk = _unshown(inner[:cut])
+        file = root if root.is_file() else root / on_disk
+        if file.is_file() and (file != root or root.name == on_disk):
             return file, prefix + inner[:cut]
     raise NoOriginal(f"it is not in {root} any more")
+
+
+def _unshown(name: str) -> str:
+    """Return the name on disk that `shown_name` spells so."""
+    if "\\" not in name or not name.isascii():
+        return name
+    try:
+        on_disk = name.encode("ascii").decode("unicode_escape")
+    except UnicodeDecodeError:
+        return name  # has a backslash of its own
+    is_it = shown_name(on_disk) == name and not archives.name_problem(on_disk)
+    return on_disk if is_it else name
 
 
 def _documents(

@@ -108,7 +108,9 @@ class PartWriter:
     def reject(self, reject: Reject, maker: int) -> None:
         """Append a reject."""
         self.rejected.setdefault(maker, Counter())[reject.kind] += 1
-        self._write(REJECTS, asdict(reject))
+        # A reason may quote half of a surrogate pair, which no file of UTF-8 can hold.
+        told = {key: _spelled(value) for key, value in asdict(reject).items()}
+        self._write(REJECTS, told)
 
     def batch(self, scores: dict[str, Any]) -> None:
         """Append a batch's scores."""
@@ -133,6 +135,10 @@ class PartWriter:
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         self._files[name].write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+
+
+def _spelled(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def features(folder: Path) -> np.ndarray:

@@ -190,7 +190,7 @@ class EndpointTexts:
         self._count(answer.get("usage"))
         if not isinstance(text, str) or not text.strip():
             raise _Busy("the answer holds no text")
-        return text
+        return text.encode("utf-8", "replace").decode()  # JSON may hold half of a surrogate pair
 
     def _send(self, request: urllib.request.Request, deadline: float) -> bytes:
         left_s = max(0.001, deadline - time.monotonic())

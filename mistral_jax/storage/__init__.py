@@ -19,6 +19,7 @@ from mistral_jax.storage.base import StorageUnreachable
 from mistral_jax.storage.base import split_bucket
 from mistral_jax.storage.gs import GsStorage
 from mistral_jax.storage.local import LocalStorage
+from mistral_jax.storage.local import remove_unfinished
 from mistral_jax.storage.local import sync_folder
 from mistral_jax.storage.s3 import S3Storage
 
@@ -32,6 +33,7 @@ __all__ = (
     "Storage",
     "StorageError",
     "StorageUnreachable",
+    "remove_unfinished",
     "split_bucket",
     "sync_folder",
 )

@@ -6,7 +6,8 @@ gcsfs is imported when the first gs:// URI is used, and credentials come from it
 import base64
 import contextlib
 import datetime
-import io
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ class GsStorage:
             self._files = gcsfs.GCSFileSystem(use_listings_cache=False)
 
     def open_read(self, uri: str) -> BinaryIO:
-        """Open an object for reading."""
-        with _explained(uri):
-            return io.BufferedReader(self._files.open(uri, "rb"))  # pyright: ignore
+        """Download an object into a temporary file, which goes when it is closed."""
+        file = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+        with _explained(uri), self._files.open(uri, "rb") as source:
+            shutil.copyfileobj(source, file)  # pyright: ignore[reportArgumentType]
+        file.seek(0)
+        return file  # pyright: ignore[reportReturnType]
 
     def read_range(self, uri: str, start: int, size: int, version: str) -> bytes:
         """Return a part of an object; the caller compares versions when it has all of it."""

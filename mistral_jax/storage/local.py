@@ -92,6 +92,15 @@ class LocalStorage:
         Path(_local(uri)).unlink(missing_ok=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what a process left beside a file that was killed while it wrote it.
+
+    The caller sees to it that nobody else writes the file now.
+    """
+    for left in path.parent.glob(f".{path.name}.????????"):  # as tempfile.mkstemp names them
+        left.unlink()
+
+
 def sync_folder(folder: str | Path) -> None:
     """Make the names in a folder durable, so that a rename survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
