@@ -42,6 +42,8 @@ SPACE_BASE_BYTES = 64 << 20
 class InUse(ValueError):
     """Another process prepares the same folder at this moment."""
 
+    exit_code = 3  # refused by a gate; see cli.py
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:

@@ -12,11 +12,15 @@ import threading
 import time
 import urllib.parse
 import uuid
+from collections.abc import Callable
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from http.server import ThreadingHTTPServer
 from typing import NamedTuple
 from xml.sax.saxutils import escape
+
+FAULTS = ("down", "cut", "flipped", "stalled")
+STALL_S = 1.0
 
 
 class Stored(NamedTuple):
@@ -40,6 +44,7 @@ class Store:
         is_down: everything is answered with 503.
         is_expired: everything is refused as by a token that has expired.
         damaged_uploads: how many objects arrive with one bit flipped.
+        draw_fault: called for each answer with bytes of an object; returns one of FAULTS, or "".
         requests: what was asked for: method and "bucket/key".
     """
 
@@ -50,6 +55,7 @@ class Store:
         self.broken_uploads: int | None = None
         self.is_closed = self.is_down = self.is_expired = False
         self.damaged_uploads = 0
+        self.draw_fault: Callable[[], str] = lambda: ""
         self.requests: list[str] = []
         self.endpoint = ""
 
@@ -127,6 +133,17 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted).groups()
             headers["Content-Range"] = f"bytes {first}-{last}/{len(raw)}"
             raw, status = raw[int(first) : int(last) + 1], 206
+        return self.send_or_fail(status, raw, headers)
+
+    def send_or_fail(self, status: int, raw: bytes, headers: dict[str, str]) -> None:
+        fault = self.store.draw_fault() if raw and self.command == "GET" else ""
+        if fault == "down":
+            return self.fail(503, "SlowDown")
+        if fault == "flipped":
+            raw = raw[:-1] + bytes([raw[-1] ^ 1])
+        if fault in ("cut", "stalled"):
+            self.store.cuts += 1
+            time.sleep(STALL_S if fault == "stalled" else 0)
         return self.send(status, raw, headers)
 
     def do_PUT(self) -> None:

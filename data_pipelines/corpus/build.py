@@ -68,6 +68,12 @@ class Built:
     resumed_tasks: int = 0
 
 
+class OtherCorpus(ValueError):
+    """The output holds something that this corpus must not take the place of."""
+
+    exit_code = 3
+
+
 class NothingKept(ValueError):
     """No row of any source or generator was kept."""
 
@@ -101,6 +107,7 @@ def build(
 
     Raises:
         ValueError: a source that is not there, a folder with other things in it.
+        OtherCorpus: the folder holds another corpus, or other prepared data.
         bad_rows.TooManyBadRows: a source is not what it should be.
         prepare.InUse: another process writes the same folder.
         NothingKept: no row is left.
@@ -113,7 +120,12 @@ def build(
     makers = inventory.makers(config)
     progress.stage("inventory", 1)
     tasks = inventory.tasks(config, exclude=(folder,))
-    _check_folder(folder)
+    if not tasks:
+        raise NothingKept(
+            f"{config.name}: expected files to read or rows to make, found neither: of optional "
+            "sources nothing is there, and document_questions needs documents; correct a path"
+        )
+    _check_folder(folder, config.name)
     with tempfile.TemporaryDirectory() as made:
         resources = processors.make_resources(config.processors, Path(made))
         fingerprint = _fingerprint(config, tasks, tokenizer, resources)
@@ -201,9 +213,9 @@ class _Run:
         bad = bad_rows.BadRows(self.job.config.max_bad_fraction, self.job.config.min_rows_for_stop)
 
         def seen(number: int, entry: dict[str, Any]) -> None:
-            limit.add(number, entry)
-            for source, count in entry["read"].items():
-                bad.merge(source, bad_rows.RowCount.from_json(count))
+            for counting in limit.add(number, entry):
+                for source, count in counting["read"].items():
+                    bad.merge(source, bad_rows.RowCount.from_json(count))
 
         done = self._tasks("map", range(len(self.job.tasks)), wanted=limit.is_wanted, seen=seen)
         return {number: entry for number, entry in done.items() if limit.is_wanted(number)}
@@ -296,22 +308,28 @@ class _Limits:
         self._last_of: dict[int, int] = {}
         self._last: int | None = None
 
-    def add(self, number: int, entry: dict[str, Any]) -> None:
-        """Take what a task said; tasks count in their order."""
+    def add(self, number: int, entry: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take what a task said; return what counts from now on, in the order of the tasks."""
         self._said[number] = entry
+        counting = []
         while self._next < len(self._job.tasks) and (
             self._next in self._said or not self.is_wanted(self._next)
         ):
-            entry = self._said.pop(self._next, {"pdfs": 0, "rows": 0})
+            said = self._said.pop(self._next, None)
+            if said is None or not self.is_wanted(self._next):  # a process may have been too eager
+                self._next += 1
+                continue
+            counting.append(said)
             maker = self._job.tasks[self._next]["maker"]
-            self._num_pdfs += entry["pdfs"]
-            self._num_rows[maker] += entry["rows"]
+            self._num_pdfs += said["pdfs"]
+            self._num_rows[maker] += said["documents"]
             limit = self._limit_of(maker)
             if limit is not None and self._num_rows[maker] >= limit:
                 self._last_of.setdefault(maker, self._next)
             if self._last is None and self._num_pdfs >= self._job.config.max_documents:
                 self._last = self._next
             self._next += 1
+        return counting
 
     def is_wanted(self, number: int) -> bool:
         """Return whether a task has rows that may be kept, as far as is known."""
@@ -359,12 +377,28 @@ def _without_uri(file: dict[str, Any]) -> dict[str, Any]:
     return {**{k: v for k, v in file.items() if k != "uri"}, "beside": beside}
 
 
-def _check_folder(folder: Path) -> None:
+def check_manifest(found: dict[str, Any], name: str, where: str) -> None:
+    """Check that a manifest is that of an earlier corpus of the same name.
+
+    Raises:
+        OtherCorpus: it is not, and what is there would be lost.
+    """
+    if found.get("kind") != summary.KIND or found.get("name") != name:
+        what = f"the corpus {found['name']!r}" if found.get("kind") == summary.KIND else "other data"
+        raise OtherCorpus(
+            f"{where}: expected the corpus {name!r} or nothing, its {sources.MANIFEST} is of "
+            f"{what}; choose another output"
+        )
+
+
+def _check_folder(folder: Path, name: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder for the corpus, found a file")
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if not any((folder / name).exists() for name in (sources.MANIFEST, states.STATE, prepare.LOCK)):
+    if (folder / sources.MANIFEST).exists():
+        check_manifest(sources.read_json(folder / sources.MANIFEST), name, str(folder))
+    elif not any((folder / each).exists() for each in (states.STATE, prepare.LOCK)):
         raise ValueError(
             f"{folder}: expected an empty folder or a corpus that was prepared before, found "
             "other files; choose another output"

@@ -78,13 +78,13 @@ def run(folder: Path, number: int) -> dict[str, Any]:
     task = job.tasks[number]
     maker = task["maker"]
     pipeline = _pipeline(job)
-    mapped = _Task(job, number, pipeline)
-    if "files" in task:
-        items = reading.read_rows(job, maker, task["files"])
-    else:
-        items = pipeline.tasks[maker].rows(task["start"], task["stop"])
-    mapped.take(maker, items)
-    return mapped.close()
+    with _Task(job, number, pipeline) as mapped:
+        if "files" in task:
+            items = reading.read_rows(job, maker, task["files"])
+        else:
+            items = pipeline.tasks[maker].rows(task["start"], task["stop"])
+        mapped.take(maker, items)
+        return mapped.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class _Task:
         self._seen: set[bytes] = set()
         self._num_batches = 0
         self._read: dict[int, bad_rows.RowCount] = {}
-        self._num_pdfs = 0
+        self._num_documents = self._num_pdfs = 0  # without what was made of them
         self._made: dict[int, list[_Candidate]] = {maker: [] for maker in pipeline.by_document}
 
     def take(self, maker: int, items: Iterator[Row | Reject]) -> None:
@@ -122,7 +122,17 @@ class _Task:
         self._judge(maker, batch)
         self._judge_made()
 
-    def close(self) -> dict[str, Any]:
+    def __enter__(self) -> "_Task":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what an error may have left open."""
+        self._part.leave()
+        if self._run is not None:
+            self._run.leave()
+        self._pipeline.texts.clear()
+
+    def finish(self) -> dict[str, Any]:
         """Finish the part; return its counts and its digest."""
         self._part.close()
         if self._run is not None:
@@ -131,6 +141,7 @@ class _Task:
         files = self._job.tasks[self._number].get("files", ())
         return {
             "rows": self._part.num_rows,
+            "documents": self._num_documents,
             "bytes": sum(file["size_bytes"] for file in files),
             "pdfs": self._num_pdfs,
             "read": {names[maker]: count.to_json() for maker, count in self._read.items()},
@@ -195,6 +206,7 @@ class _Task:
             self._part.add(each.row, each.digest, numbers, maker=maker, parent=each.parent)
             self._num_pdfs += bool(each.row.document.pages)
             if each.parent == parts.NO_PARENT:
+                self._num_documents += 1
                 self._ask_about(each.row, index)
 
     def _ask_about(self, row: Row, index: int) -> None:

@@ -122,10 +122,14 @@ class PartWriter:
         for row in batch:
             self._write(SET_ASIDE, {"set_aside": why, **rows.to_json(row)})
 
-    def close(self) -> None:
-        """Finish the files and put the part in its place."""
+    def leave(self) -> None:
+        """Close the files, whatever is in them."""
         for file in self._files.values():
             file.close()
+
+    def close(self) -> None:
+        """Finish the files and put the part in its place."""
+        self.leave()
         np.save(self._making / FEATURE_FILE, np.array(self._features, FEATURES))
         shape = (len(self._difficulty), self._num_difficulty)
         difficulty = np.array(self._difficulty, np.float32).reshape(shape)

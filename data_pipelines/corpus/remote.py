@@ -34,7 +34,6 @@ from mistral_jax.storage.base import FileFacts
 
 CORPORA = "corpora"
 FETCHING = "fetching"
-OF_A_CORPUS = (sources.MANIFEST, states.STATE, upload.LIST_NAME)
 BEGUN = f"{build.WORK}/{fates.EARLIER}/"
 NO_RESULT = (f"{owner.FOLDER}/", f"{build.WORK}/", states.STATE)
 
@@ -66,7 +65,7 @@ def make(
     mirror.outage_s()
     refusal = f"{uri}: another process of this machine prepares this corpus now; wait for it"
     with owner.held(folder, refusal), owner.Owner(uri, place, wait_s=wait_s) as owned:
-        _check_prefix(uri)
+        _check_prefix(uri, config.name)
         with outgoing.Outgoing(folder, uri, check=owned.check, say=say) as parts:
             kept = _Kept(folder, uri, parts, say)
             made = build.build(config, folder, progress=progress, keeper=kept)
@@ -86,15 +85,19 @@ def local_folder(uri: str) -> Path:
     return cache.root() / CORPORA / cache.run_folder(uri).name
 
 
-def _check_prefix(uri: str) -> None:
+def _check_prefix(uri: str, corpus: str) -> None:
     """Refuse a prefix that holds other things than a corpus.
 
     Raises:
         UploadError: it does.
+        build.OtherCorpus: it holds another corpus, or other data with a manifest.
     """
     names = [name.removeprefix(f"{uri}/") for name in storage.list_files(uri)]
     others = [name for name in names if not name.startswith(".")]
-    if others and not any(name in OF_A_CORPUS or name.startswith(BEGUN) for name in others):
+    if sources.MANIFEST in others:
+        manifest = sources.parse_json(storage.read_bytes(f"{uri}/{sources.MANIFEST}"))
+        build.check_manifest(manifest, corpus, uri)
+    elif others and not any(name == states.STATE or name.startswith(BEGUN) for name in others):
         raise upload.UploadError(
             f"{uri}: expected an empty prefix or a corpus that was prepared before, found "
             f"{others[0]}; choose another output"

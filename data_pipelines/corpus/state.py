@@ -16,6 +16,7 @@ from mistral_jax import storage
 STATE = "pipeline_state.json"
 VERSION = 1
 WRITE_EVERY_S = 1.0
+WRITE_SHARE = 0.05  # of the time
 
 
 class State:
@@ -33,16 +34,19 @@ class State:
         self.is_resumed = found.get("fingerprint") == fingerprint
         self.stages: dict[str, dict[str, Any]] = found["stages"] if self.is_resumed else {}
         self._fingerprint = fingerprint
-        self._written_s = 0.0
+        self._written_s, self._every_s = 0.0, WRITE_EVERY_S
 
     def done(self, stage: str) -> dict[int, Any]:
         """Return what each finished task of a stage said, by its number."""
         return {int(number): entry for number, entry in self.stages.get(stage, {}).items()}
 
     def mark(self, stage: str, number: int, entry: Any) -> None:
-        """Note that a task is done; on disk within about a second, or at `write`."""
+        """Note that a task is done; on disk soon, or at `write`.
+
+        Soon is a second, or as long as keeps the writing of many tasks below WRITE_SHARE.
+        """
         self.stages.setdefault(stage, {})[str(number)] = entry
-        if time.monotonic() - self._written_s > WRITE_EVERY_S:
+        if time.monotonic() - self._written_s > self._every_s:
             self.write()
 
     def forget(self, stage: str, number: int) -> None:
@@ -51,8 +55,10 @@ class State:
 
     def write(self) -> None:
         """Write the state whole or not at all."""
+        began_s = time.monotonic()
         storage.write_bytes(self.path, content(self._fingerprint, self.stages))
         self._written_s = time.monotonic()
+        self._every_s = max(WRITE_EVERY_S, (self._written_s - began_s) / WRITE_SHARE)
 
 
 def content(fingerprint: str, stages: dict[str, dict[str, Any]], **more: str) -> bytes:

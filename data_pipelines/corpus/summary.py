@@ -26,6 +26,7 @@ from data_pipelines.documents import Reject
 from mistral_jax.tokenizers import Tokenizer
 
 VERSION = 1
+KIND = "corpus"
 EXAMPLES_SHOWN = 5
 LARGEST_SHOWN = 20
 SCAN = "no_text"
@@ -54,7 +55,7 @@ def manifest(
     by_maker = _by_maker(job, mapped, joined, encoded, made)
     return {
         "version": VERSION,
-        "kind": "corpus",
+        "kind": KIND,
         "name": job.config.name,
         "fingerprint": fingerprint,
         "settings": job.config.facts(),
@@ -191,11 +192,12 @@ def _write_rejects(
     by_kind: Counter[str] = Counter()
     by_source: dict[str, Counter[str]] = {}
     examples: dict[str, list[dict[str, str]]] = {}
+    generators = {maker.name for maker in job.makers if maker.is_generator}
     with (folder / parts.REJECTS).open("w", encoding="utf-8") as listed:
         for number in mapped:
             for reject in _rejects_of(job, number, joined):
                 by_kind[reject.kind] += 1
-                source = reject.id.partition("/")[0]
+                source = _source_of(reject.id, generators)
                 by_source.setdefault(source, Counter())[reject.kind] += 1
                 shown = examples.setdefault(reject.kind, [])
                 if len(shown) < EXAMPLES_SHOWN:
@@ -209,6 +211,12 @@ def _write_rejects(
         },
         "examples": dict(sorted(examples.items())),
     }
+
+
+def _source_of(name: str, generators: set[str]) -> str:
+    """Return whose row has an id: "notes/a.txt", "maths#7", "notes/a.txt?questions#3"."""
+    asked = name.rpartition("?")[2].partition("#")[0]
+    return asked if asked in generators else name.partition("/")[0]
 
 
 def _rejects_of(job: Job, number: int, joined: fates.Joined) -> Iterator[Reject]:

@@ -69,7 +69,8 @@ def decide(
         eval_fraction: share of new clusters that is held out.
         max_documents: how many stay at most; those kept before come first, then the smallest
             numbers. What goes over the limit is not recorded.
-        groups: documents of one group, which is a hash, are drawn for the same side; 0 for none.
+        groups: documents of one group, which is a hash, are drawn for the same side, that of the
+            ones kept before; 0 for none.
 
     Raises:
         ValueError: the two arrays differ in length.
@@ -91,6 +92,8 @@ def decide(
     first_of = _first_of_cluster(representatives, is_open)
     stays = was_kept | (is_open & (first_of == numbers))
     side = np.where(was_kept, marks & BRIDGE, of_cluster & BRIDGE)
+    if groups is not None:
+        side = np.where(side == 0, _side_of_group(groups, np.where(was_kept, marks, 0)), side)
     side = np.where(side == 0, _drawn_side(digests, eval_fraction, groups), side).astype(np.uint8)
 
     codes = np.full(len(digests), NEAR_DUPLICATE, np.uint8)
@@ -137,6 +140,17 @@ def _first_of_cluster(
     first = np.full(len(representatives), len(representatives), np.int64)
     np.minimum.at(first, representatives[numbers], numbers)
     return first[representatives]
+
+
+def _side_of_group(
+    groups: UInt64[np.ndarray, "N"], marks: UInt8[np.ndarray, "N"]
+) -> UInt8[np.ndarray, "N"]:
+    """Return the side that kept documents of the same group are on; 0 without any, or on both."""
+    _, which = np.unique(groups, return_inverse=True)
+    sides = np.zeros(len(groups), np.uint8)
+    np.bitwise_or.at(sides, which, marks & BRIDGE)
+    found = sides[which]
+    return np.where((groups == 0) | (found == BRIDGE), 0, found).astype(np.uint8)
 
 
 def _drawn_side(

@@ -131,6 +131,10 @@ class RunWriter:
             self._places.append(np.repeat(places, self._config.bands))
         self.num_documents += len(signed)
 
+    def leave(self) -> None:
+        """Close the file, whatever is in it."""
+        self._file.close()
+
     def close(self) -> dict[str, dict[str, Any]]:
         """Finish both files; return size and sha256 of each by its name."""
         self._file.close()

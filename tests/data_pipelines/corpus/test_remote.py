@@ -200,7 +200,7 @@ def test_other_files_under_the_prefix_are_refused_and_stay(store, whole):
 
 def test_sides_stay_when_another_machine_adds_files(store, tmp_path, monkeypatch):
     test_build.write_sources(tmp_path / "in", files=3, rows=2)
-    first = make(config_of(tmp_path))
+    first = make(config_of(tmp_path, near_duplicates=None))
     kept = first.manifest["funnel"][-1]["rows"]
     text = json.dumps({"text": test_build.text_of(999)})
     (tmp_path / "in" / "000.jsonl").write_text(text)
@@ -209,12 +209,12 @@ def test_sides_stay_when_another_machine_adds_files(store, tmp_path, monkeypatch
     monkeypatch.setenv(mirror.OUTAGE_VARIABLE, "0")
     monkeypatch.setattr(owner, "RELEASE_PAUSES_S", (0.0,))
     with pytest.raises(mirror.Outage):
-        make(config_of(tmp_path))
+        make(config_of(tmp_path, near_duplicates=None))
     assert not is_whole(store)
     store.broken_uploads = None
     buckets.other_machine(tmp_path, monkeypatch, "third")
     for name in [name for name in store.objects if ".owner" in name]:
         store.objects.pop(name)  # the second machine could not say that it has left
-    second = make(config_of(tmp_path))
+    second = make(config_of(tmp_path, near_duplicates=None))
     assert second.manifest["split"]["from_before"] == kept
     assert second.manifest["funnel"][-1]["rows"] == kept + 1
