@@ -189,7 +189,7 @@ def test_the_tasks_that_a_limit_needs_do_not_depend_on_the_order_of_ends(whole, 
         order = random.Random(seed).sample(range(10), 10)
         limits = build._Limits(job)
         for number in order:
-            limits.add(number, {"pdfs": 6 if seed % 2 else 0, "rows": 10})
+            limits.add(number, {"pdfs": 6 if seed % 2 else 0, "documents": 10})
         wanted = [number for number in range(10) if limits.is_wanted(number)]
         # 25 rows are in three tasks of ten, 12 PDFs in two tasks of six.
         assert wanted == ([0, 1] if seed % 2 else [0, 1, 2])
