@@ -57,7 +57,7 @@ def run(folder: Path, number: int) -> dict[str, Any]:
     rejected: Counter[str] = Counter()
     writer = None if tokenizer is None else shards.RecordFile(making / RECORDS)
     with (making / parts.REJECTS).open("w", encoding="utf-8") as rejects:
-        for index, line in zip(wanted.tolist(), parts.lines(part, wanted), strict=True):
+        for index, line in zip(wanted.tolist(), parts.lines(part, wanted.tolist()), strict=True):
             row = rows.from_line(line)
             num_tokens = 0
             if tokenizer is not None and writer is not None:

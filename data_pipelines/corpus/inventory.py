@@ -1,8 +1,6 @@
 """What a corpus is made from: the files of its sources, their digests, and the tasks over them."""
 
 import dataclasses
-import importlib.util
-import sysconfig
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from data_pipelines import readers
 from data_pipelines import synthesis
 from data_pipelines.corpus import companions
 from data_pipelines.corpus import fetching
+from data_pipelines.corpus import places
 from data_pipelines.corpus.companions import Found
 from data_pipelines.corpus.job import Maker
 from mistral_jax import sandbox
@@ -20,19 +19,20 @@ from mistral_jax import storage
 from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.config.corpus_sources import CorpusSource
 from mistral_jax.config.generators import DocumentQuestions
+from mistral_jax.config.processors import Expert
 from mistral_jax.storage import upload
 
 NEEDS_SANDBOX = frozenset({"code_tasks", "preference_pairs"})
 GENERATED_LICENCE = "generated"
 TASK_FILES = 512
-ROOTS = {"stdlib": "stdlib", "site": "purelib"}
 
 
 def makers(config: CorpusConfig) -> tuple[Maker, ...]:
     """Return the sources and then the generators of a corpus.
 
     Raises:
-        ValueError: two have one name, or a source's type is unknown.
+        ValueError: two have one name, a source's type is unknown, or one that is named is not
+            there.
     """
     made = []
     for source in config.sources:
@@ -61,9 +61,36 @@ def makers(config: CorpusConfig) -> tuple[Maker, ...]:
         raise ValueError(
             f"expected different names of sources and generators, got {twice[0]} twice"
         )
+    _check_named(config)
     if not made:
         raise ValueError("expected a source or a generator at least, got none; see docs/data.md")
     return tuple(made)
+
+
+def _check_named(config: CorpusConfig) -> None:
+    """Check that paths say something, and that sources which are named elsewhere are there.
+
+    Raises:
+        ValueError: they are not, and rows would be missing in silence.
+    """
+    known = {source.name for source in config.sources}
+    wanted = [
+        (f"generator {each.name!r}: sources", name)
+        for each in config.generators
+        if isinstance(each, DocumentQuestions)
+        for name in each.sources
+    ]
+    steps = (*config.processors.text, *config.processors.code, *config.processors.math)
+    for step in (*steps, *config.processors.media):
+        if isinstance(step, Expert):
+            wanted += [("processor expert: only", name) for name in step.only]
+    for where, name in wanted:
+        if name not in known:
+            shown = ", ".join(sorted(known)) or "none"
+            raise ValueError(f"{where}: expected names of sources ({shown}), got {name!r}")
+    for source in config.sources:
+        if not source.path or "" in (source.path,) or "" in source.path:
+            raise ValueError(f"source {source.name!r}: expected a path, got an empty one")
 
 
 def check_means(config: CorpusConfig) -> None:
@@ -120,7 +147,7 @@ def list_files(
     paths = (source.path,) if isinstance(source.path, str) else source.path
     kind = catalog.type_of(source.type)
     found = []
-    for index, path in enumerate(map(_place, paths)):
+    for index, path in enumerate(map(places.place_of, paths)):
         inside = f"{source.name}/{index}" if len(paths) > 1 else source.name
         if storage.is_remote(path):
             listed = list(_remote(path, outside, is_optional=source.optional))
@@ -140,28 +167,6 @@ def list_files(
             "path, type or patterns"
         )
     return found
-
-
-def _place(path: str) -> str:
-    """Return a path; `python:NAME/PATH` lies in an installed package.
-
-    python:stdlib is the standard library, python:site where packages are installed.
-
-    Raises:
-        ValueError: there is no such package.
-    """
-    scheme, found, inside = path.partition("python:")
-    if scheme or not found:
-        return path
-    name, _, rest = inside.partition("/")
-    if name in ROOTS:
-        root = Path(sysconfig.get_path(ROOTS[name]))
-    else:
-        spec = importlib.util.find_spec(name)
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"{path}: there is no installed package {name!r}; correct the path")
-        root = Path(next(iter(spec.submodule_search_locations)))
-    return str(root / rest) if rest else str(root)
 
 
 def _local(

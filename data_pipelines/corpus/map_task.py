@@ -57,8 +57,10 @@ class Pipeline:
         self.by_document: dict[int, synthesis.DocumentGenerator] = {}
         for maker, each in enumerate(config.generators, start=len(config.sources)):
             writer = writers.build(each.writer or config.writer, model=_model_of(each, config))
-            made = synthesis.build(each, seed=config.seed, writer=writer, media=job.media)
-            by_kind = self.by_document if isinstance(each, DocumentQuestions) else self.tasks
+            made: Any = synthesis.build(each, seed=config.seed, writer=writer, media=job.media)
+            by_kind: dict[int, Any] = (
+                self.by_document if isinstance(each, DocumentQuestions) else self.tasks
+            )
             by_kind[maker] = made
 
 

@@ -18,6 +18,7 @@ from data_pipelines import jsonl
 from data_pipelines import pdf
 from data_pipelines import readers
 from data_pipelines import walk
+from data_pipelines.corpus import places
 from data_pipelines.documents import Document
 from data_pipelines.documents import Limits
 from data_pipelines.documents import Reject
@@ -77,7 +78,7 @@ def _file_of(source: CorpusSource, wanted: str) -> tuple[Path, str]:
         prefix, path = f"{prefix}{place}/", paths[int(place)]
     if storage.is_remote(path):
         raise NoOriginal(f"it lies in {path}, and nothing was fetched")
-    root, inner = Path(path).expanduser(), wanted.removeprefix(prefix)
+    root, inner = Path(places.place_of(path)).expanduser(), wanted.removeprefix(prefix)
     # "!" and "#" may stand in a file's own name too: every cut is tried, the longest first.
     cuts = [place for place, letter in enumerate(inner) if letter in "!#"]
     for cut in (len(inner), *reversed(cuts)):
@@ -156,8 +157,11 @@ def _by_loader(
 ) -> Iterator[Document | Reject]:
     from data_pipelines import catalog  # its loaders and their libraries, where they are needed
 
-    with catalog.Reader(source) as reader:
-        for item in reader.read(file, name):
+    limits = Limits()
+    with catalog.Decoders(limits) as decoders:
+        for item in catalog.read_file(
+            source.type, file, name, limits, decoders, patterns=source.patterns
+        ):
             _check(deadline_s)
             yield item
 

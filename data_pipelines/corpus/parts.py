@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -155,7 +156,7 @@ def difficulty(folder: Path) -> np.ndarray:
     return np.load(folder / DIFFICULTY_FILE, mmap_mode="r")
 
 
-def lines(folder: Path, wanted: Sequence[int]) -> Iterator[bytes]:
+def lines(folder: Path, wanted: Iterable[int]) -> Iterator[bytes]:
     """Yield the lines of some rows, given in rising order."""
     starts = _starts(folder)
     with (folder / ROWS).open("rb") as file:

@@ -11,6 +11,8 @@ from data_pipelines.corpus import fates
 from data_pipelines.corpus import parts
 from data_pipelines.corpus.job import Job
 
+COLUMNS = ("part", "row", "record", "expert", "maker", "is_eval", "tokens", "digest")
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -44,7 +46,7 @@ class Table:
 
 def build(job: Job, part_numbers: list[int]) -> Table:
     """Return the table of a job whose parts are all encoded."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in Table.__slots__[:8]}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     numbers, known = [], []
     for number in part_numbers:
         encoded = np.load(job.part("encode", number) / encode_task.ENCODED_FILE)

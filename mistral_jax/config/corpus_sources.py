@@ -13,6 +13,7 @@ from pydantic import Field
 from mistral_jax.config.base import Count
 from mistral_jax.config.base import Node
 
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 RowKind = Literal["text", "code", "math", "media"]
 Expert = Literal[
     "code", "math", "language", "reasoning", "multimodal", "scientific", "creative", "general"
@@ -38,7 +39,7 @@ class CorpusSource(Node):
         optional: a path that is not there is passed over.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+    name: SourceName
     type: str = "documents"
     path: str | tuple[str, ...]
     kind: RowKind | None = None

@@ -101,7 +101,7 @@ def _type(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     return {str: "text", int: "integer", float: "number", bool: "true, false"}.get(
-        annotation, annotation.__name__
+        annotation, str(annotation.__name__)
     )
 
 

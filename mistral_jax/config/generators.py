@@ -19,6 +19,7 @@ from mistral_jax.config.base import NonNegative
 from mistral_jax.config.base import NonNegativeInt
 from mistral_jax.config.base import Positive
 from mistral_jax.config.base import Seed
+from mistral_jax.config.corpus_sources import SourceName
 
 Expert = Literal[
     "code", "math", "language", "reasoning", "multimodal", "scientific", "creative", "general"
@@ -102,7 +103,7 @@ class MadeRows(Node):
         writer: null takes the corpus's.
     """
 
-    name: str
+    name: SourceName
     expert: Expert | None = None
     rows: Count = 1000
     seed: Seed = 0
@@ -132,7 +133,7 @@ class DocumentQuestions(Node):
     """
 
     kind: Literal["document_questions"]
-    name: str
+    name: SourceName
     sources: tuple[str, ...] = ()
     expert: Expert | None = None
     min_per_document: Count = 15

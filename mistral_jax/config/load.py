@@ -321,7 +321,8 @@ def _suggest(key: str, path: str, node_class: type[BaseModel]) -> str:
 
 
 def _nearby_files(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("configs")
-    names = [str(p) for p in folder.rglob("*.yaml")][:200] if folder.is_dir() else []
+    folder = path.parent  # and nothing below it, which may be all of a disk
+    names = [str(p) for p in folder.glob("*.yaml")]
+    names += [str(p) for p in Path("configs").rglob("*.yaml")]
     near = difflib.get_close_matches(str(path), names, n=1, cutoff=0.4)
     return f"; did you mean {near[0]}?" if near else ""
