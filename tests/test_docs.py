@@ -24,15 +24,15 @@ from data_pipelines.documents import Limits
 from launch import start
 from launch import target as target_lib
 from mistral_jax import cli
+from mistral_jax.config import corpus as corpus_config
+from mistral_jax.config import describe
 from mistral_jax.config import load
 from mistral_jax.config import model as model_config
 from mistral_jax.config import optimizer as optimizer_config
 from mistral_jax.config import presets
-from mistral_jax.config import corpus as corpus_config
-from mistral_jax.config import describe
 from mistral_jax.config import run as run_config
-from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.config.base import Node
+from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.config.run import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -336,7 +336,9 @@ def test_shipped_corpora_load():
 
 def test_the_page_of_corpus_keys_is_what_the_classes_say():
     page = (ROOT / "docs" / "corpus_keys.md").read_text(encoding="utf-8")
-    assert page == describe.page(), "run python -m mistral_jax.config.describe > docs/corpus_keys.md"
+    assert page == describe.page(), (
+        "run python -m mistral_jax.config.describe > docs/corpus_keys.md"
+    )
 
 
 def leaf_keys(tree: object, prefix: str = "") -> Iterator[str]:

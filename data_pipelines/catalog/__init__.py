@@ -34,6 +34,7 @@ from data_pipelines.jsonl import BadLine
 
 __all__ = ["Decoders", "SourceType", "fits", "read", "read_file", "takes", "type_of", "types"]
 
+VERSION = 1  # counts up when a loader gives something else for the same file
 Beside = Callable[[str], bytes | None]
 
 

@@ -5,6 +5,7 @@ done is in pipeline_state.json; a killed run goes on there and ends with the sam
 manifest.json, written last, says that the corpus is whole.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from typing import Protocol
 
+from data_pipelines import catalog
 from data_pipelines import clean
 from data_pipelines import prepare
 from data_pipelines import processors
@@ -40,7 +42,7 @@ from mistral_jax import storage
 from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.tokenizers import Tokenizer
 
-VERSION = 1
+VERSION = 2
 WORK = "work"
 # By name: a process imports what its stage needs, and no more.
 MODULES = {
@@ -132,7 +134,7 @@ def build(
         kept = None if keeper is None else keeper.bring(fingerprint)
         finished = kept or _finished(folder, fingerprint)
         if finished is not None:
-            shutil.rmtree(folder / WORK, ignore_errors=True)  # killed between manifest and clearing
+            _clear(folder)
             return Built(folder, finished, is_reused=True)
         job = Job(folder / WORK, config, makers, tuple(tasks), resources)
         return _build(job, folder, fingerprint, tokenizer, progress, keeper)
@@ -152,7 +154,13 @@ def _build(
     input_bytes = sum(file["size_bytes"] for task in job.tasks for file in task.get("files", ()))
     needed = SPACE_BASE_BYTES + SPACE_FACTOR * input_bytes
     storage.require_space(folder, needed, what=f"preparing {config.name}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / prepare.LOCK).touch()
+    except PermissionError as error:
+        raise ValueError(
+            f"{folder}: cannot be written ({error.strerror}); choose another output"
+        ) from None
     with prepare.locked(folder):
         try:
             for name in (states.STATE, sources.MANIFEST):
@@ -354,8 +362,10 @@ def _fingerprint(
         "tasks": [_without_place(task) for task in tasks],
         "tokenizer": None if tokenizer is None else tokenizer.digest,
         "resources": resources.digests,
+        "generators": inventory.made_by(config),
         "versions": {
             "corpus": VERSION,
+            "catalog": catalog.VERSION,
             "processors": processors.VERSION,
             "manifest": sources.MANIFEST_VERSION,
             "record": records.FORMAT_VERSION,
@@ -384,7 +394,8 @@ def check_manifest(found: dict[str, Any], name: str, where: str) -> None:
         OtherCorpus: it is not, and what is there would be lost.
     """
     if found.get("kind") != summary.KIND or found.get("name") != name:
-        what = f"the corpus {found['name']!r}" if found.get("kind") == summary.KIND else "other data"
+        is_corpus = found.get("kind") == summary.KIND
+        what = f"the corpus {found.get('name')!r}" if is_corpus else "other data"
         raise OtherCorpus(
             f"{where}: expected the corpus {name!r} or nothing, its {sources.MANIFEST} is of "
             f"{what}; choose another output"
@@ -394,15 +405,26 @@ def check_manifest(found: dict[str, Any], name: str, where: str) -> None:
 def _check_folder(folder: Path, name: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder for the corpus, found a file")
+    if above := next((each for each in folder.parents if each.is_file()), None):
+        raise ValueError(
+            f"{folder}: expected a folder for the corpus, {above} is a file; choose another output"
+        )
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if (folder / sources.MANIFEST).exists():
-        check_manifest(sources.read_json(folder / sources.MANIFEST), name, str(folder))
+    if found := sources.read_json(folder / sources.MANIFEST):
+        check_manifest(found, name, str(folder))
     elif not any((folder / each).exists() for each in (states.STATE, prepare.LOCK)):
         raise ValueError(
             f"{folder}: expected an empty folder or a corpus that was prepared before, found "
             "other files; choose another output"
         )
+
+
+def _clear(folder: Path) -> None:
+    """Remove the work of a run that was killed between its manifest and its clearing."""
+    if (folder / WORK).is_dir():
+        with contextlib.suppress(prepare.InUse, PermissionError), prepare.locked(folder):
+            shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
 def _finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -39,7 +39,10 @@ class Found:
         known: dict[str, Any] = {"uri": self.uri, "size_bytes": self.size_bytes or 0}
         if self.facts is not None:
             return {**known, "version": self.facts.version, "digest": self.facts.digest}
-        version = None if self.size_bytes is None else storage.digest(self.uri)
+        try:
+            version = None if self.size_bytes is None else storage.digest(self.uri)
+        except PermissionError:  # the reader lists it as unreadable
+            version = None
         return {**known, "version": version}
 
 

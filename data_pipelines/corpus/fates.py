@@ -107,6 +107,7 @@ def decide(job: Job, numbers: list[int]) -> Joined:
     if config.near_duplicates is not None and len(digests):
         all_runs = [runs.Run(job.runs, number) for number in numbers]
         representatives = join.join(all_runs, config.near_duplicates).representatives
+    as_read = _column(features, "as_read", np.dtype("V16")).view(np.uint8).reshape(-1, 16)
     is_made = _column(features, "parent", np.dtype("i4")) != parts.NO_PARENT
     read, made = np.flatnonzero(~is_made), np.flatnonzero(is_made)
     decided = fates.decide(
@@ -115,6 +116,7 @@ def decide(job: Job, numbers: list[int]) -> Joined:
         assignments.read(job.folder / EARLIER),
         eval_fraction=config.eval_fraction,
         groups=_column(features, "group", np.dtype("u8"))[read],
+        as_read=as_read[read],
     )
     # What was made of documents goes where they go, and nothing of it is recorded.
     of_made = fates.decide(

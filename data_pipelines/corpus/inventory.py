@@ -73,9 +73,9 @@ def _check_named(config: CorpusConfig) -> None:
     Raises:
         ValueError: they are not, and rows would be missing in silence.
     """
-    known = {source.name for source in config.sources}
+    known = [source.name for source in config.sources]
     wanted = [
-        (f"generator {each.name!r}: sources", name)
+        (f"generator {each.name!r}: sources", name, known)
         for each in config.generators
         if isinstance(each, DocumentQuestions)
         for name in each.sources
@@ -83,14 +83,22 @@ def _check_named(config: CorpusConfig) -> None:
     steps = (*config.processors.text, *config.processors.code, *config.processors.math)
     for step in (*steps, *config.processors.media):
         if isinstance(step, Expert):
-            wanted += [("processor expert: only", name) for name in step.only]
-    for where, name in wanted:
-        if name not in known:
-            shown = ", ".join(sorted(known)) or "none"
+            made = [generator.name for generator in config.generators]
+            wanted += [("processor expert: only", name, [*known, *made]) for name in step.only]
+    for where, name, allowed in wanted:
+        if name not in allowed:
+            shown = ", ".join(allowed) or "none"
             raise ValueError(f"{where}: expected names of sources ({shown}), got {name!r}")
     for source in config.sources:
-        if not source.path or "" in (source.path,) or "" in source.path:
+        paths = (source.path,) if isinstance(source.path, str) else source.path
+        if not paths or not all(paths):
             raise ValueError(f"source {source.name!r}: expected a path, got an empty one")
+
+
+def made_by(config: CorpusConfig) -> list[str]:
+    """Return what makes the rows of each generator, with its version."""
+    built = (synthesis.build(each, seed=config.seed) for each in config.generators)
+    return [str(getattr(each, "made_by", each.name)) for each in built]
 
 
 def check_means(config: CorpusConfig) -> None:

@@ -94,7 +94,7 @@ class _Candidate:
     """A row on its way into a batch: what it says by digest, and the row it was made of."""
 
     row: Row
-    digest: bytes
+    digests: parts.Digests
     parent: int
 
 
@@ -168,7 +168,9 @@ class _Task:
             self._part.reject(Reject(made.id, DUPLICATE, reason), maker)
             return
         self._seen.add(digest)
-        batch.append(_Candidate(made, digest, parent))
+        assert isinstance(item, Row), "it was processed"
+        digests = parts.Digests(digest, parts.content_digest(item))
+        batch.append(_Candidate(made, digests, parent))
 
     def _judge(self, maker: int, batch: list[_Candidate]) -> None:
         """Verify a batch's rows, put it through the gate, and write what passes."""
@@ -205,7 +207,7 @@ class _Task:
         for each in batch:
             index = self._part.num_rows
             numbers = difficulty.features(each.row, tokenizer=tokenizer)
-            self._part.add(each.row, each.digest, numbers, maker=maker, parent=each.parent)
+            self._part.add(each.row, each.digests, numbers, maker=maker, parent=each.parent)
             self._num_pdfs += bool(each.row.document.pages)
             if each.parent == parts.NO_PARENT:
                 self._num_documents += 1

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,7 @@ ID_STARTS = len('{"id": ')
 FEATURES = np.dtype(
     [
         ("digest", "V32"),  # sha256 of what the row says
+        ("as_read", "V16"),  # the same of what it said before the processors, cut short
         ("group", "<u8"),  # rows of one group go to the same side of the split; 0 for none
         ("line", "<i8"),  # where the row's line begins in rows.jsonl
         ("parent", "<i4"),  # the row of this task that it was made from; NO_PARENT for none
@@ -58,6 +60,13 @@ def content_digest(row: Row) -> bytes:
         return hashlib.sha256(document.text.encode()).digest()
     shape = {key: value for key, value in row_of(document).items() if key != "document"}
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).digest()
+
+
+class Digests(NamedTuple):
+    """`content_digest` of a row, and of what it was before the processors."""
+
+    content: bytes
+    as_read: bytes
 
 
 class PartWriter:
@@ -83,7 +92,7 @@ class PartWriter:
         return len(self._features)
 
     def add(
-        self, row: Row, digest: bytes, difficulty: np.ndarray, *, maker: int, parent: int
+        self, row: Row, digests: Digests, difficulty: np.ndarray, *, maker: int, parent: int
     ) -> None:
         """Append a row."""
         line = rows.to_line(row).encode()
@@ -92,7 +101,8 @@ class PartWriter:
         group = hashlib.sha256(made_from.encode()).digest()[:8] if made_from else bytes(8)
         self._features.append(
             (
-                digest,
+                digests.content,
+                digests.as_read[:16],
                 int.from_bytes(group, "little"),
                 self._at,
                 parent,

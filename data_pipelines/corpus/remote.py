@@ -94,9 +94,8 @@ def _check_prefix(uri: str, corpus: str) -> None:
     """
     names = [name.removeprefix(f"{uri}/") for name in storage.list_files(uri)]
     others = [name for name in names if not name.startswith(".")]
-    if sources.MANIFEST in others:
-        manifest = sources.parse_json(storage.read_bytes(f"{uri}/{sources.MANIFEST}"))
-        build.check_manifest(manifest, corpus, uri)
+    if sources.MANIFEST in others and (found := _manifest(f"{uri}/{sources.MANIFEST}")):
+        build.check_manifest(found, corpus, uri)
     elif others and not any(name == states.STATE or name.startswith(BEGUN) for name in others):
         raise upload.UploadError(
             f"{uri}: expected an empty prefix or a corpus that was prepared before, found "
@@ -231,6 +230,14 @@ def _send(folder: Path, uri: str, owned: owner.Owner, say: Callable[[str], None]
         failed=f"{uri}: nothing could be sent",
         advice=f"the corpus is in {folder}: run the same command here to send it",
     )
+
+
+def _manifest(uri: str) -> dict[str, Any]:
+    try:
+        found = json.loads(storage.read_bytes(uri))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _json(uri: str) -> dict[str, Any]:

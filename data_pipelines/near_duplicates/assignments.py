@@ -4,6 +4,7 @@
 `split_assignments-<digest>.npy`: uint8 [N, 17], sorted, 16 bytes of a content digest and its mark.
 The header is written last, so that a killed run leaves the earlier assignments as they were.
 A mark is a set of bits: TRAIN, EVAL (the side of the document's cluster; both for a bridge), KEPT.
+Beside the digest of a document stands that of its text as it was read, without KEPT.
 """
 
 import hashlib

@@ -59,6 +59,7 @@ def decide(
     eval_fraction: float,
     max_documents: int | None = None,
     groups: UInt64[np.ndarray, "N"] | None = None,
+    as_read: UInt8[np.ndarray, "N D"] | None = None,
 ) -> Fates:
     """Decide about all documents of a corpus.
 
@@ -71,6 +72,8 @@ def decide(
             numbers. What goes over the limit is not recorded.
         groups: documents of one group, which is a hash, are drawn for the same side, that of the
             ones kept before; 0 for none.
+        as_read: digests of what the documents were before their processing: one that was seen
+            before and is processed in another way now belongs to its side.
 
     Raises:
         ValueError: the two arrays differ in length.
@@ -80,6 +83,9 @@ def decide(
             f"expected a digest for each of {len(representatives)} documents, got {len(digests)}"
         )
     copies_of, marks = _known(digests, earlier)
+    if as_read is not None:
+        _, marks_as_read = _known(as_read, earlier)
+        marks = np.where(marks == 0, marks_as_read & BRIDGE, marks)
     numbers = np.arange(len(digests))
     is_first = copies_of == numbers
     sides = np.zeros(len(digests), np.uint8)  # per cluster, at its representative
@@ -106,10 +112,13 @@ def decide(
     instead = np.where(codes == NEAR_DUPLICATE, keeper, NOBODY)
     instead = np.where(is_first, instead, copies_of)
     new_marks = _marks(codes, side, keeper)
+    recorded = assignments.merge(earlier, digests, new_marks)
+    if as_read is not None:
+        recorded = assignments.merge(recorded, as_read, new_marks & BRIDGE)
     return Fates(
         codes=codes,
         instead=instead,
-        assignments=assignments.merge(earlier, digests, new_marks),
+        assignments=recorded,
         from_before=int(was_kept.sum()),
     )
 

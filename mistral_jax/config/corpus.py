@@ -115,4 +115,6 @@ def load_corpus(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         ConfigError: one line per mistake, each with the dotted path and what is allowed.
     """
     tree = load.merge_trees(load.read_tree(path), load.parse_overrides(list(overrides)))
+    if isinstance(executor := tree.get("executor"), dict):
+        executor.setdefault("kind", "local")  # so that executor.workers=1 alone says enough
     return load.validate(tree, CorpusConfig, where=str(path))

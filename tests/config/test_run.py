@@ -100,6 +100,16 @@ def test_epochs_are_a_number_above_zero(epochs):
         load.load_run(DENSE, ["optimizer.max_steps=null", f"data.epochs={epochs}"])
 
 
+def test_a_curriculum_is_science_with_what_it_looks_at_and_none_is_as_before_it_was_known():
+    adaptive = "data.curriculum={kind: adaptive}"
+    assert digest("data.curriculum={kind: none}") == digest()
+    assert "curriculum" not in load.load_run(DENSE).science()["data"]
+    assert digest(adaptive) != digest()
+    assert digest(adaptive, "evaluate.every_steps=7") != digest(adaptive)
+    plan = "data.curriculum={kind: schedule, plan: [{level: 1, at_step: 5}]}"
+    assert digest(plan, "evaluate.every_steps=7") == digest(plan) != digest()
+
+
 def test_epochs_and_the_cap_are_science_and_null_is_as_before_they_were_known():
     by_epochs = ["optimizer.max_steps=null", "data.epochs=3"]
     assert len({digest(), digest(*by_epochs), digest(*by_epochs, "data.epochs=2.5")}) == 3

@@ -305,6 +305,28 @@ def test_the_best_evaluation_is_kept_though_no_save_was_due(
     assert saved_steps(tmp_path) == saved
 
 
+def test_a_curriculum_hears_every_evaluation_and_its_level_stands_with_the_step(
+    tmp_path: Path,
+) -> None:
+    class Guide:
+        heard: list[dict[str, float]]
+
+        def __init__(self) -> None:
+            self.heard = []
+
+        def observe(self, losses: dict[str, float]) -> None:
+            self.heard.append(losses)
+
+        def levels(self) -> dict[str, int]:
+            return {"code": len(self.heard)}
+
+    guide = Guide()
+    fit(tmp_path, curriculum=guide)
+    log = metrics.read_metrics(tmp_path / metrics.METRICS_FILE)
+    assert [line["level/code"] for line in log.steps] == [1, 1, 2, 2, 3, 3]  # at 0, 2, 4
+    assert [losses["held"] for losses in guide.heard] == [line["loss"] for line in log.evals]
+
+
 def test_memory_is_logged_under_the_name_that_the_panel_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

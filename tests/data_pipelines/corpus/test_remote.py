@@ -198,6 +198,16 @@ def test_other_files_under_the_prefix_are_refused_and_stay(store, whole):
     assert PREFIX + "thesis.txt" in store.objects
 
 
+def test_a_checkpoint_or_another_corpus_under_the_prefix_is_refused_and_stays(store, whole):
+    store.put(f"{PREFIX}{upload.LIST_NAME}", b'{"complete": true, "files": {}}')
+    with pytest.raises(upload.UploadError, match="choose another output"):
+        make(config_of(whole[0]))
+    store.put(f"{PREFIX}manifest.json", b'{"kind": "corpus", "name": "old"}')
+    with pytest.raises(build.OtherCorpus, match="corpus 'old'"):
+        make(config_of(whole[0]))
+    assert {PREFIX + upload.LIST_NAME, PREFIX + "manifest.json"} <= store.objects.keys()
+
+
 def test_sides_stay_when_another_machine_adds_files(store, tmp_path, monkeypatch):
     test_build.write_sources(tmp_path / "in", files=3, rows=2)
     first = make(config_of(tmp_path, near_duplicates=None))

@@ -168,3 +168,17 @@ def test_assignments_survive_the_disk_and_damage_is_refused(tmp_path):
     (tmp_path / assignments.HEADER).write_text(json.dumps({"version": 9}))
     with pytest.raises(assignments.DamagedAssignments, match="version 9"):
         assignments.read(tmp_path)
+
+
+def test_a_group_stays_on_the_side_of_its_kept_documents():
+    groups = np.repeat(np.arange(1, 9, dtype=np.uint64) << np.uint64(60), 4)
+    groups[:2] = 0  # documents of no group
+    first, sides = run(list(range(0, 32_000, 1000)), groups=groups, eval_fraction=0.3)
+    documents = list(range(500, 32_500, 1000)) + list(range(0, 32_000, 1000))
+    both = np.concatenate((groups, groups))
+    _, after = run(documents, first.assignments, groups=both, eval_fraction=1.0)
+    assert {document: after[document] for document in sides} == sides
+    side_of = dict(zip(groups.tolist(), sides.values(), strict=True))
+    for document, group in zip(documents, both.tolist(), strict=True):
+        assert after[document] == side_of[group] or group == 0
+    assert {"train", "eval"} == set(side_of.values())
