@@ -28,6 +28,13 @@ ROWS = {
     "nf4_matmul_4096_bfloat16": ("nf4.py", "matmul", "--width", "4096", "--dtype", "bfloat16"),
     "nf4_step_1x256_float32": ("nf4.py", "step"),
     "decode": ("decode.py",),
+    "curriculum": ("curriculum.py",),
+    "corpus_engine": ("corpus_engine.py",),
+    "corpus_memory": ("corpus_memory.py",),
+    "pdf_pages": ("pdf_pages.py", "--pages", "6000"),
+    "pretokenised": ("pretokenised.py",),
+    "data_quality_training": ("data_quality_training.py",),
+    "projection": ("projection.py",),
 }
 FOLDER = Path(__file__).resolve().parent
 # As ./run sets it; the peers inherit it too.

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,15 +45,27 @@ def write_source(folder: Path, num_documents: int) -> Path:
     for index, length in enumerate(lengths.tolist()):
         tokens = rng.zipf(1.2, size=length) % VOCABULARY
         writer.add(records.encode_record(tokens, None, f"d{index}", token_bytes=2))
+    described = {"name": "random", "digest": "0", "vocab_size": VOCABULARY}
+    write_manifest(folder, described, {"train": writer.close()}, token_bytes=2)
+    return folder
+
+
+def write_manifest(
+    folder: Path, tokenizer: dict[str, Any], splits: dict[str, Any], *, token_bytes: int
+) -> None:
+    """Write the manifest that makes a folder of shards one that `prepare` could have left."""
     manifest = {
         "version": sources.MANIFEST_VERSION,
-        "name": "lognormal",
-        "token_bytes": 2,
-        "tokenizer": {"name": "random", "digest": "0", "vocab_size": VOCABULARY},
-        "splits": {"train": writer.close()},
+        "name": folder.name,
+        "fingerprint": "benchmark",
+        "token_bytes": token_bytes,
+        "tokenizer": tokenizer,
+        "settings": {},
+        "counts": {"kept": sum(entry["documents"] for entry in splits.values())},
+        "rejects": {"by_kind": {}},
+        "splits": splits,
     }
-    (folder / sources.MANIFEST).write_text(json.dumps(manifest))
-    return folder
+    (folder / sources.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def run_ours(folder: Path, look: Callable[[Batch], None] | None = None) -> tuple[int, int]:

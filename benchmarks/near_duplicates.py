@@ -35,7 +35,7 @@ from data_pipelines.near_duplicates import join
 from data_pipelines.near_duplicates import runs
 from mistral_jax.config.near_duplicates import NearDuplicates
 
-DATATROVE = ("datatrove==0.10.1", "spacy==3.8.18", "tokenizers", "xxhash<4", "nltk")
+DATATROVE = ("datatrove==0.10.1", "spacy==3.8.18", "tokenizers", "xxhash<4", "nltk", "orjson")
 ROOTS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/share/doc")
 SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt", ".html", ".c", ".h", ".js", ""}
 MIN_BYTES, MAX_BYTES = 500, 400_000
