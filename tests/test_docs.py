@@ -34,6 +34,7 @@ from mistral_jax.config import run as run_config
 from mistral_jax.config.base import Node
 from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.config.run import RunConfig
+from tests import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
@@ -320,18 +321,15 @@ def test_control_questions_are_60_different_sound_chats():
 
 def test_shipped_configs_are_yaml_that_the_table_covers():
     known = key_defaults()
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
-        if path.parent.name == "data":  # corpora, and the registry of their sources
-            continue
+    for path in shipped.RUN_CONFIGS:
         run = load.load_run(path)
         for key in leaf_keys(yaml.safe_load(load.dump_yaml(run))):
             assert key in known, f"{path}: {key}"
 
 
 def test_shipped_corpora_load():
-    for path in sorted((ROOT / "configs" / "data").glob("*.yaml")):
-        if path.name != "sources.yaml":
-            assert corpus_config.load_corpus(path).sources
+    for path in shipped.CORPUS_CONFIGS:
+        assert corpus_config.load_corpus(path).sources
 
 
 def test_the_page_of_corpus_keys_is_what_the_classes_say():

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mistral_jax.config import load
+from tests import shipped
 
 ROOT = Path(__file__).parents[2]
-# Those in data/ are corpora, and the registry of their sources: tests/test_docs.py loads them.
-CONFIGS = [p for p in sorted((ROOT / "configs").rglob("*.yaml")) if p.parent.name != "data"]
 DENSE = ROOT / "configs" / "tiny" / "dense.yaml"
 
 
@@ -19,7 +18,9 @@ def load_dense(*overrides):
     return load.load_run(DENSE, list(overrides))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", shipped.RUN_CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_every_config_loads_and_its_dump_loads_to_the_same(path, tmp_path):
     run = load.load_run(path)
     copy = tmp_path / "config.yaml"
@@ -29,7 +30,7 @@ def test_every_config_loads_and_its_dump_loads_to_the_same(path, tmp_path):
 
 
 def test_config_names_are_unique():
-    names = [load.load_run(path).name for path in CONFIGS]
+    names = [load.load_run(path).name for path in shipped.RUN_CONFIGS]
     assert len(set(names)) == len(names)
 
 

@@ -9,9 +9,10 @@ from launch import golden
 from mistral_jax import cli
 from mistral_jax.config import load
 from mistral_jax.config import presets
+from tests import shipped
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = {load.load_run(path).name: path for path in (ROOT / "configs").rglob("*.yaml")}
+CONFIGS = {load.load_run(path).name: path for path in shipped.RUN_CONFIGS}
 LORA = str(ROOT / "configs/mistral_7b/lora.yaml")
 
 

@@ -24,9 +24,10 @@ from launch import tensors
 from mistral_jax import job
 from mistral_jax.config import load
 from mistral_jax.config import presets
+from tests import shipped
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = shipped.RUN_CONFIGS
 TARGETS = target.target_names()
 ON_MACHINE = {
     "local_cpu": ["host_memory_gib=16", "host_cores=2"],
