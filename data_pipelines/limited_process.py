@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from data_pipelines import decode_worker
 
@@ -121,3 +122,23 @@ def _read_exactly(pipe, count: int, deadline: float) -> bytes:
             parts.append(chunk)
             count -= len(chunk)
     return b"".join(parts)
+
+
+class Reader:
+    """What reads by a limited process; use it as a context manager."""
+
+    def __init__(self, decoder: Path, *, timeout_s: float, memory_bytes: int):
+        """Set the limits, as LimitedProcess does; the process starts with the first input."""
+        self._process = LimitedProcess(decoder, timeout_s=timeout_s, memory_bytes=memory_bytes)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        self.close()
+
+    def close(self) -> None:
+        """End the process, if one runs."""
+        self._process.close()

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from data_pipelines import jsonl
@@ -48,33 +47,16 @@ class MediaLimits:
     memory_bytes: int = 3 << 30
 
 
-class MediaReader:
+class MediaReader(limited_process.Reader):
     """Decodes media files one by one; use it as a context manager."""
 
     def __init__(self, limits: MediaLimits | None = None):
         self._limits = limits or MediaLimits()
-        self._process = limited_process.LimitedProcess(
+        super().__init__(
             Path(media_worker.__file__),
             timeout_s=self._limits.timeout_s,
             memory_bytes=self._limits.memory_bytes,
         )
-
-    def __enter__(self) -> "MediaReader":
-        """Return itself; the process starts with the first file."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the process."""
-        self.close()
-
-    def close(self) -> None:
-        """End the process, if one runs."""
-        self._process.close()
 
     def check(self, name: str, path: str, data: bytes) -> dict[str, Any] | Reject:
         """Return the metadata of a media file that was decoded, or why there is none.

@@ -6,7 +6,6 @@ limited_process.py keeps and ends the process; pdf_worker.py is what it runs.
 import itertools
 import re
 from pathlib import Path
-from types import TracebackType
 
 from data_pipelines import limited_process
 from data_pipelines import pdf_worker
@@ -19,32 +18,15 @@ SOFT_BREAK = re.compile("[\x02\ufffe]\r?\n?")
 PAGE_GAP = "\n\n"
 
 
-class PdfReader:
+class PdfReader(limited_process.Reader):
     """Reads PDFs one by one; use it as a context manager."""
 
     def __init__(self, limits: Limits):
-        self._process = limited_process.LimitedProcess(
+        super().__init__(
             Path(pdf_worker.__file__),
             timeout_s=limits.pdf_timeout_s,
             memory_bytes=limits.pdf_memory_bytes,
         )
-
-    def __enter__(self) -> "PdfReader":
-        """Return itself; the process starts with the first PDF."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the process."""
-        self.close()
-
-    def close(self) -> None:
-        """End the process, if one runs."""
-        self._process.close()
 
     def read(self, name: str, data: bytes) -> Document | Reject:
         """Return the text of all pages, or why there is none."""

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_pipelines import prepare
 from data_pipelines.corpus import build
 from data_pipelines.corpus import map_task
 from data_pipelines.corpus import progress
@@ -63,7 +64,7 @@ def load_writers(config: corpus_config.CorpusConfig) -> None:
     map_task.models.update({weights: ChatWriter(weights) for weights in sorted(wanted)})
 
 
-def summary(made: build.Built, output: str) -> dict[str, Any]:
+def summary(made: prepare.Prepared, output: str) -> dict[str, Any]:
     """Return a corpus's counts in short."""
     manifest = made.manifest
     return {

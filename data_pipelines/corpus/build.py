@@ -5,14 +5,12 @@ done is in pipeline_state.json; a killed run goes on there and ends with the sam
 manifest.json, written last, says that the corpus is whole.
 """
 
-import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from typing import Protocol
@@ -22,7 +20,6 @@ from data_pipelines import clean
 from data_pipelines import prepare
 from data_pipelines import processors
 from data_pipelines import records
-from data_pipelines import shards
 from data_pipelines import sources
 from data_pipelines.corpus import bad_rows
 from data_pipelines.corpus import encode_task
@@ -30,8 +27,9 @@ from data_pipelines.corpus import executors
 from data_pipelines.corpus import fates
 from data_pipelines.corpus import inventory
 from data_pipelines.corpus import job as jobs
+from data_pipelines.corpus import needed
+from data_pipelines.corpus import output
 from data_pipelines.corpus import publish
-from data_pipelines.corpus import row as rows
 from data_pipelines.corpus import state as states
 from data_pipelines.corpus import summary
 from data_pipelines.corpus import table
@@ -43,7 +41,6 @@ from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.tokenizers import Tokenizer
 
 VERSION = 2
-WORK = "work"
 # By name: a process imports what its stage needs, and no more.
 MODULES = {
     "map": "data_pipelines.corpus.map_task",
@@ -51,29 +48,6 @@ MODULES = {
 }
 SPACE_FACTOR = 4
 SPACE_BASE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """A corpus that is whole.
-
-    Attributes:
-        folder: where it is.
-        manifest: what manifest.json holds.
-        is_reused: nothing had to be done.
-        resumed_tasks: tasks that an earlier, stopped run had done already.
-    """
-
-    folder: Path
-    manifest: dict[str, Any]
-    is_reused: bool
-    resumed_tasks: int = 0
-
-
-class OtherCorpus(ValueError):
-    """The output holds something that this corpus must not take the place of."""
-
-    exit_code = 3
 
 
 class NothingKept(ValueError):
@@ -98,7 +72,7 @@ def build(
     *,
     progress: Progress | None = None,
     keeper: Keeper | None = None,
-) -> Built:
+) -> prepare.Prepared:
     """Make a corpus, or go on where an earlier call stopped.
 
     Args:
@@ -127,16 +101,16 @@ def build(
             f"{config.name}: expected files to read or rows to make, found neither: of optional "
             "sources nothing is there, and document_questions needs documents; correct a path"
         )
-    _check_folder(folder, config.name)
+    output.check_folder(folder, config.name)
     with tempfile.TemporaryDirectory() as made:
         resources = processors.make_resources(config.processors, Path(made))
         fingerprint = _fingerprint(config, tasks, tokenizer, resources)
         kept = None if keeper is None else keeper.bring(fingerprint)
-        finished = kept or _finished(folder, fingerprint)
+        finished = kept or output.finished(folder, fingerprint)
         if finished is not None:
-            _clear(folder)
-            return Built(folder, finished, is_reused=True)
-        job = Job(folder / WORK, config, makers, tuple(tasks), resources)
+            output.clear(folder)
+            return prepare.Prepared(folder, finished, is_reused=True)
+        job = Job(folder / jobs.WORK, config, makers, tuple(tasks), resources)
         return _build(job, folder, fingerprint, tokenizer, progress, keeper)
 
 
@@ -147,7 +121,7 @@ def _build(
     tokenizer: Tokenizer | None,
     progress: Progress,
     keeper: Keeper | None,
-) -> Built:
+) -> prepare.Prepared:
     """Do what is not done of a job."""
     config = job.config
     inventory.check_means(config)
@@ -166,7 +140,7 @@ def _build(
             for name in (states.STATE, sources.MANIFEST):
                 storage.remove_unfinished(folder / name)
             run = _Run(folder, job, fingerprint, tokenizer, progress, keeper)
-            return Built(folder, run.whole(), is_reused=False, resumed_tasks=run.resumed)
+            return prepare.Prepared(folder, run.whole(), is_reused=False, resumed_tasks=run.resumed)
         except OSError as error:
             storage.raise_if_disk_full(error, folder)
             raise
@@ -217,7 +191,7 @@ class _Run:
 
     def _map(self) -> dict[int, Any]:
         """Do the tasks of the stage `map`; return what each said that counts."""
-        limit = _Limits(self.job)
+        limit = needed.NeededTasks(self.job)
         bad = bad_rows.BadRows(self.job.config.max_bad_fraction, self.job.config.min_rows_for_stop)
 
         def seen(number: int, entry: dict[str, Any]) -> None:
@@ -300,55 +274,8 @@ class _Run:
             tokenizer=self.tokenizer,
         )
         fates.write_assignments(joined, staging)
-        _put_in_place(staging, self.folder, manifest)
+        output.put_in_place(staging, self.folder, manifest)
         return manifest
-
-
-class _Limits:
-    """Which tasks are needed at all: none after `max_documents`, whatever the order of ends."""
-
-    def __init__(self, job: Job):
-        self._job = job
-        self._said: dict[int, dict[str, Any]] = {}
-        self._next = 0
-        self._num_pdfs = 0
-        self._num_rows = [0] * len(job.makers)
-        self._last_of: dict[int, int] = {}
-        self._last: int | None = None
-
-    def add(self, number: int, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        """Take what a task said; return what counts from now on, in the order of the tasks."""
-        self._said[number] = entry
-        counting = []
-        while self._next < len(self._job.tasks) and (
-            self._next in self._said or not self.is_wanted(self._next)
-        ):
-            said = self._said.pop(self._next, None)
-            if said is None or not self.is_wanted(self._next):  # a process may have been too eager
-                self._next += 1
-                continue
-            counting.append(said)
-            maker = self._job.tasks[self._next]["maker"]
-            self._num_pdfs += said["pdfs"]
-            self._num_rows[maker] += said["documents"]
-            limit = self._limit_of(maker)
-            if limit is not None and self._num_rows[maker] >= limit:
-                self._last_of.setdefault(maker, self._next)
-            if self._last is None and self._num_pdfs >= self._job.config.max_documents:
-                self._last = self._next
-            self._next += 1
-        return counting
-
-    def is_wanted(self, number: int) -> bool:
-        """Return whether a task has rows that may be kept, as far as is known."""
-        task = self._job.tasks[number]
-        if number > self._last_of.get(task["maker"], number):
-            return False
-        return self._last is None or number <= self._last or "files" not in task
-
-    def _limit_of(self, maker: int) -> int | None:
-        listed = self._job.config.sources
-        return listed[maker].max_documents if maker < len(listed) else None
 
 
 def _fingerprint(
@@ -385,70 +312,3 @@ def _without_place(task: dict[str, Any]) -> dict[str, Any]:
 def _without_uri(file: dict[str, Any]) -> dict[str, Any]:
     beside = [_without_uri(each) for each in file.get("beside", ())]
     return {**{k: v for k, v in file.items() if k != "uri"}, "beside": beside}
-
-
-def check_manifest(found: dict[str, Any], name: str, where: str) -> None:
-    """Check that a manifest is that of an earlier corpus of the same name.
-
-    Raises:
-        OtherCorpus: it is not, and what is there would be lost.
-    """
-    if found.get("kind") != summary.KIND or found.get("name") != name:
-        is_corpus = found.get("kind") == summary.KIND
-        what = f"the corpus {found.get('name')!r}" if is_corpus else "other data"
-        raise OtherCorpus(
-            f"{where}: expected the corpus {name!r} or nothing, its {sources.MANIFEST} is of "
-            f"{what}; choose another output"
-        )
-
-
-def _check_folder(folder: Path, name: str) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder for the corpus, found a file")
-    if above := next((each for each in folder.parents if each.is_file()), None):
-        raise ValueError(
-            f"{folder}: expected a folder for the corpus, {above} is a file; choose another output"
-        )
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if found := sources.read_json(folder / sources.MANIFEST):
-        check_manifest(found, name, str(folder))
-    elif not any((folder / each).exists() for each in (states.STATE, prepare.LOCK)):
-        raise ValueError(
-            f"{folder}: expected an empty folder or a corpus that was prepared before, found "
-            "other files; choose another output"
-        )
-
-
-def _clear(folder: Path) -> None:
-    """Remove the work of a run that was killed between its manifest and its clearing."""
-    if (folder / WORK).is_dir():
-        with contextlib.suppress(prepare.InUse, PermissionError), prepare.locked(folder):
-            shutil.rmtree(folder / WORK, ignore_errors=True)
-
-
-def _finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return the manifest if the folder holds the whole result of the same job, undamaged."""
-    manifest = sources.read_json(folder / sources.MANIFEST)
-    if manifest.get("fingerprint") != fingerprint:
-        return None
-    for path, digest in summary.digests(folder, manifest):
-        if not path.is_file() or storage.digest(path) != digest:
-            return None
-    return manifest
-
-
-def _put_in_place(staging: Path, folder: Path, manifest: dict[str, Any]) -> None:
-    """Put the new files in the place of any old ones; without a manifest nothing counts."""
-    (folder / sources.MANIFEST).unlink(missing_ok=True)
-    for name in (*rows.EXPERTS, *publish.FILES):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for path in sorted(staging.iterdir()):
-        path.rename(folder / path.name)
-    fates.remove_old(folder)
-    storage.sync_folder(folder)
-    shards.write_json(folder / sources.MANIFEST, manifest)

@@ -17,6 +17,7 @@ from data_pipelines.processors.resources import Resources
 from mistral_jax import storage
 from mistral_jax.config import corpus as corpus_config
 
+WORK = "work"
 JOB = "job.json"
 RESOURCES = "resources"
 NO_RESOURCES = Resources()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.corpus import fates
+from data_pipelines.corpus import job as jobs
 from data_pipelines.corpus import state as states
 from data_pipelines.corpus.job import Job
 from data_pipelines.near_duplicates import assignments
@@ -25,7 +26,7 @@ from mistral_jax.storage import mirror
 from mistral_jax.storage import remote_folder
 from mistral_jax.storage import upload
 
-WORK, RUNS, MAP = "work", "runs", "map"
+RUNS, MAP = "runs", "map"
 NUM_THREADS = 4
 MEMBER = re.compile(rf"(?:{RUNS}/|[a-z]+/\d+/)[\w-][\w.-]*")
 WRITE_EVERY_S, WRITE_SHARE = 2.0, 20  # at most a 20th of the time goes into writing the state
@@ -33,7 +34,7 @@ WRITE_EVERY_S, WRITE_SHARE = 2.0, 20  # at most a 20th of the time goes into wri
 
 def object_of(stage: str, number: int | str) -> str:
     """Return the name of a part's object, in the output."""
-    return f"{WORK}/{stage}/{int(number):05d}.tar"
+    return f"{jobs.WORK}/{stage}/{int(number):05d}.tar"
 
 
 def unpack(path: Path, work: Path) -> None:
@@ -184,7 +185,7 @@ class Outgoing:
 
     def clear(self) -> None:
         """Remove the parts from the bucket, what makes them count first."""
-        begin = f"{self._uri}/{WORK}"
+        begin = f"{self._uri}/{jobs.WORK}"
         self._patiently(lambda: storage.delete(f"{begin}/{fates.EARLIER_DONE}"))
         for name in self._patiently(lambda: storage.list_files(begin)):
             self._patiently(lambda n=name: storage.delete(n))
@@ -198,7 +199,7 @@ class Outgoing:
         self.clear()
         done = job.folder / fates.EARLIER_DONE
         for file in [*sorted((job.folder / fates.EARLIER).iterdir()), done]:
-            self._send_file(file, f"{WORK}/{file.relative_to(job.folder).as_posix()}")
+            self._send_file(file, f"{jobs.WORK}/{file.relative_to(job.folder).as_posix()}")
         self._stages = {MAP: {}}
         self._write_state()
         set_job(self._folder, self._job_name)

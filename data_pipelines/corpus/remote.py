@@ -21,7 +21,9 @@ from data_pipelines import sources
 from data_pipelines.corpus import build
 from data_pipelines.corpus import fates
 from data_pipelines.corpus import fetching
+from data_pipelines.corpus import job as jobs
 from data_pipelines.corpus import outgoing
+from data_pipelines.corpus import output
 from data_pipelines.corpus import state as states
 from data_pipelines.corpus.progress import Progress
 from mistral_jax import storage
@@ -34,8 +36,8 @@ from mistral_jax.storage.base import FileFacts
 
 CORPORA = "corpora"
 FETCHING = "fetching"
-BEGUN = f"{build.WORK}/{fates.EARLIER}/"
-NO_RESULT = (f"{owner.FOLDER}/", f"{build.WORK}/", states.STATE)
+BEGUN = f"{jobs.WORK}/{fates.EARLIER}/"
+NO_RESULT = (f"{owner.FOLDER}/", f"{jobs.WORK}/", states.STATE)
 
 
 def make(
@@ -44,7 +46,7 @@ def make(
     progress: Progress,
     say: Callable[[str], None],
     finish: Callable[[Path], object],
-) -> build.Built:
+) -> prepare.Prepared:
     """Make a corpus in a bucket, or go on where any machine stopped.
 
     Args:
@@ -90,12 +92,12 @@ def _check_prefix(uri: str, corpus: str) -> None:
 
     Raises:
         UploadError: it does.
-        build.OtherCorpus: it holds another corpus, or other data with a manifest.
+        output.OtherCorpus: it holds another corpus, or other data with a manifest.
     """
     names = [name.removeprefix(f"{uri}/") for name in storage.list_files(uri)]
     others = [name for name in names if not name.startswith(".")]
     if sources.MANIFEST in others and (found := _manifest(f"{uri}/{sources.MANIFEST}")):
-        build.check_manifest(found, corpus, uri)
+        output.check_manifest(found, corpus, uri)
     elif others and not any(name == states.STATE or name.startswith(BEGUN) for name in others):
         raise upload.UploadError(
             f"{uri}: expected an empty prefix or a corpus that was prepared before, found "
@@ -121,7 +123,7 @@ class _Kept:
             self.is_whole = True
             return whole
         found = _json(f"{self._uri}/{states.STATE}") if states.STATE in names else {}
-        began = f"{build.WORK}/{fates.EARLIER_DONE}" in names
+        began = f"{jobs.WORK}/{fates.EARLIER_DONE}" in names
         is_same = found.get("fingerprint") == fingerprint
         if is_same and self._is_here(fingerprint, found["job"]):
             self._parts.begin_with(fingerprint, found["job"], found["stages"] if began else {})
@@ -162,7 +164,7 @@ class _Kept:
             return False
         manifest = sources.read_json(self._folder / sources.MANIFEST)
         state = sources.read_json(self._folder / states.STATE)
-        began = (self._folder / build.WORK / fates.EARLIER_DONE).exists()
+        began = (self._folder / jobs.WORK / fates.EARLIER_DONE).exists()
         is_going_on = began and state.get("fingerprint") == fingerprint
         return is_going_on or manifest.get("fingerprint") == fingerprint
 
@@ -180,16 +182,16 @@ class _Kept:
         """Fetch what the job began with, and begin it here."""
         wanted = {name: facts for name, facts in names.items() if name.startswith(BEGUN)}
         self._fetch(wanted, self._folder)
-        (self._folder / build.WORK / fates.EARLIER).mkdir(parents=True, exist_ok=True)
+        (self._folder / jobs.WORK / fates.EARLIER).mkdir(parents=True, exist_ok=True)
         storage.write_bytes(self._folder / states.STATE, states.content(fingerprint, {}))
-        storage.write_bytes(self._folder / build.WORK / fates.EARLIER_DONE, b"")
+        storage.write_bytes(self._folder / jobs.WORK / fates.EARLIER_DONE, b"")
         outgoing.set_job(self._folder, job)
 
     def _fetch_parts(
         self, names: dict[str, FileFacts], fingerprint: str, stages: dict[str, Any]
     ) -> None:
         """Fetch the parts that are not here, and name them in the state here."""
-        if not (self._folder / build.WORK).is_dir():
+        if not (self._folder / jobs.WORK).is_dir():
             return  # it is whole here, and only to be sent
         state = states.State(self._folder, fingerprint)
         missing = [
@@ -202,11 +204,11 @@ class _Kept:
             return
         self._say(f"fetching {len(missing)} parts that {self._uri} holds")
         objects = {outgoing.object_of(*part): part for part in missing}
-        making = self._folder / build.WORK / FETCHING
+        making = self._folder / jobs.WORK / FETCHING
         self._fetch({name: names[name] for name in objects if name in names}, making)
         for name, (stage, number) in objects.items():
             if name in names:  # without it, the task is done again
-                outgoing.unpack(making / name, self._folder / build.WORK)
+                outgoing.unpack(making / name, self._folder / jobs.WORK)
                 state.stages.setdefault(stage, {})[number] = stages[stage][number]
         state.write()
         shutil.rmtree(making, ignore_errors=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_pipelines.corpus import build
 from data_pipelines.corpus import fates
+from data_pipelines.corpus import job as jobs
 from data_pipelines.corpus import progress
 from data_pipelines.corpus import state
 from mistral_jax.config import corpus as corpus_config
@@ -121,7 +122,7 @@ class Workshop:
 
     def _check_parts(self, folder: Path, known: dict[str, tuple[int, int]]) -> None:
         """Check that what was done stands as it was, and add what has been done since."""
-        work = folder / build.WORK
+        work = folder / jobs.WORK
         if (folder / "manifest.json").exists():
             return  # the corpus is whole, and its parts may be going
         if not (work / fates.EARLIER_DONE).exists() or not (folder / state.STATE).exists():

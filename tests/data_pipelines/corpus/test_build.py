@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import inputs
+from data_pipelines import prepare
 from data_pipelines import sources
 from data_pipelines.corpus import bad_rows
 from data_pipelines.corpus import build
 from data_pipelines.corpus import inventory
+from data_pipelines.corpus import job as jobs
+from data_pipelines.corpus import needed
 from data_pipelines.corpus import state
 from data_pipelines.corpus.job import Job
 from mistral_jax import tokenizers
@@ -73,7 +76,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[Path, build.Built]:
+def whole(tmp_path_factory) -> tuple[Path, prepare.Prepared]:
     folder = tmp_path_factory.mktemp("whole")
     write_sources(folder / "in")
     return folder, build.build(config_of(folder), folder / "out")
@@ -132,14 +135,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(whole, tmp_path):
     command = [sys.executable, "-c", script, config.model_dump_json(), str(tmp_path / "out")]
     process = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 60
-    second = tmp_path / "out" / build.WORK / "map" / "00002"
+    second = tmp_path / "out" / jobs.WORK / "map" / "00002"
     while not second.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     # A part that was damaged after it was marked is made again.
-    (tmp_path / "out" / build.WORK / "map" / "00000" / "rows.jsonl").write_bytes(b"")
+    (tmp_path / "out" / jobs.WORK / "map" / "00000" / "rows.jsonl").write_bytes(b"")
     resumed = build.build(config, tmp_path / "out")
     assert not resumed.is_reused
     assert tree(tmp_path / "out") == tree(made.folder)
@@ -187,7 +190,7 @@ def test_the_tasks_that_a_limit_needs_do_not_depend_on_the_order_of_ends(whole, 
     job = Job(tmp_path, config, inventory.makers(config), tasks)
     for seed in range(30):
         order = random.Random(seed).sample(range(10), 10)
-        limits = build._Limits(job)
+        limits = needed.NeededTasks(job)
         for number in order:
             limits.add(number, {"pdfs": 6 if seed % 2 else 0, "documents": 10})
         wanted = [number for number in range(10) if limits.is_wanted(number)]

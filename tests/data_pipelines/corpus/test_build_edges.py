@@ -9,6 +9,9 @@ import pytest
 from data_pipelines import prepare
 from data_pipelines.corpus import build
 from data_pipelines.corpus import inventory
+from data_pipelines.corpus import job as jobs
+from data_pipelines.corpus import needed
+from data_pipelines.corpus import output
 from data_pipelines.corpus import summary
 from data_pipelines.corpus.job import Job
 from mistral_jax.config import corpus as corpus_config
@@ -85,7 +88,7 @@ def test_an_output_that_is_not_this_corpus_is_refused_and_stays(tmp_path, manife
     (tmp_path / "out" / "code").mkdir(parents=True)
     (tmp_path / "out" / "code" / "app.py").write_text("mine")
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(build.OtherCorpus, match=what) as refused:
+    with pytest.raises(output.OtherCorpus, match=what) as refused:
         build.build(config_of(tmp_path), tmp_path / "out")
     assert refused.value.exit_code == 3
     assert (tmp_path / "out" / "code" / "app.py").read_text() == "mine"
@@ -103,7 +106,7 @@ def test_finding_a_corpus_whole_leaves_the_work_of_another_process(tmp_path):
     write_texts(tmp_path / "in", 2)
     config = config_of(tmp_path)
     build.build(config, tmp_path / "out")
-    work = tmp_path / "out" / build.WORK
+    work = tmp_path / "out" / jobs.WORK
     work.mkdir()
     with (tmp_path / "out" / prepare.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -149,7 +152,7 @@ def test_what_an_eager_process_read_beyond_a_limit_does_not_count(tmp_path):
     entry = {"pdfs": 6, "documents": 6}
     entries = [{**entry, "number": number} for number in range(5)]
     for order in ([0, 2, 3, 4], [1, 4, 3, 2, 0]):  # task 1 lies beyond the limit of "a"
-        limits = build._Limits(job)
+        limits = needed.NeededTasks(job)
         counted = [each for number in order for each in limits.add(number, entries[number])]
         assert [each["number"] for each in counted] == [0, 2]
         assert [number for number in range(5) if limits.is_wanted(number)] == [0, 2]

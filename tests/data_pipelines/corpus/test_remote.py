@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines import prepare
 from data_pipelines.corpus import build
 from data_pipelines.corpus import outgoing
+from data_pipelines.corpus import output
 from data_pipelines.corpus import progress
 from data_pipelines.corpus import remote
 from data_pipelines.corpus import state
@@ -73,7 +75,7 @@ class Killer(progress.Progress):
             raise KeyboardInterrupt
 
 
-def make(config, shown: progress.Progress | None = None) -> build.Built:
+def make(config, shown: progress.Progress | None = None) -> prepare.Prepared:
     shown = shown or progress.Progress.silent()
     return remote.make(config, progress=shown, say=lambda line: None, finish=finish)
 
@@ -203,7 +205,7 @@ def test_a_checkpoint_or_another_corpus_under_the_prefix_is_refused_and_stays(st
     with pytest.raises(upload.UploadError, match="choose another output"):
         make(config_of(whole[0]))
     store.put(f"{PREFIX}manifest.json", b'{"kind": "corpus", "name": "old"}')
-    with pytest.raises(build.OtherCorpus, match="corpus 'old'"):
+    with pytest.raises(output.OtherCorpus, match="corpus 'old'"):
         make(config_of(whole[0]))
     assert {PREFIX + upload.LIST_NAME, PREFIX + "manifest.json"} <= store.objects.keys()
 

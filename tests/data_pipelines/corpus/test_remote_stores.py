@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.corpus import build
+from data_pipelines.corpus import job as jobs
 from data_pipelines.corpus import remote
 from data_pipelines.corpus import state
 from mistral_jax import storage
@@ -58,7 +58,7 @@ def is_in(stage: str, uri: str, cache: Path, monkeypatch) -> Callable[[], bool]:
     """Return what tells whether a process, on the machine of a cache, is in a stage."""
     with monkeypatch.context() as patched:
         patched.setenv("MISTRAL_JAX_CACHE", str(cache))
-        work = remote.local_folder(uri) / build.WORK
+        work = remote.local_folder(uri) / jobs.WORK
 
     def count(name: str) -> int:
         return len([path for path in work.glob(f"{name}/*") if path.suffix != ".making"])
@@ -119,6 +119,6 @@ def test_killed_in_every_stage_other_machines_end_with_the_same_bytes(place, tmp
     )
     for name, digest in listed.sha256.items():
         assert storage.digest(f"{uri}/{name}") == digest
-    assert not storage.list_files(f"{uri}/{build.WORK}")
+    assert not storage.list_files(f"{uri}/{jobs.WORK}")
     again = original_flow.finish(words, tmp_path / "yet another")
     assert json.loads(again[again.index("{\n") :])["reused"]

@@ -1,6 +1,5 @@
 """The join of many documents: right, and in bounded memory. In a process of its own each."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -92,7 +91,6 @@ def test_ten_million_documents_are_joined_in_bounded_memory(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 def test_a_ray_cluster_finds_the_same_clusters(tmp_path):
     write_tasks(tmp_path, 0, 2)
     script = (
