@@ -167,7 +167,7 @@ def write_assignments(joined: Joined, folder: Path) -> None:
 def remove_old(folder: Path) -> None:
     """Remove the assignments that a newer corpus in the folder has replaced."""
     header = json.loads((folder / ASSIGNMENTS).read_bytes())
-    for old in folder.glob("split_assignments-*.npy"):
+    for old in folder.glob(f"{assignments.STEM}-*.npy"):
         if old.name != header["file"]:
             old.unlink()
 

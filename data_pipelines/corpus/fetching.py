@@ -1,8 +1,8 @@
-"""The files of a task that lie in a bucket, on this machine while the task reads them.
+"""The files of a task, on this machine and unchanged while the task reads them.
 
-They come past the cache into the job's folder and go when they are read, so that a corpus may be
-larger than any cache and disk. Each is the object that the inventory saw, or the run stops; a store
-that fails is asked again until `mirror.outage_s` have passed.
+Those of a bucket come past the cache into the job's folder and go when they are read, so that a
+corpus may be larger than any cache and disk. Each is what the inventory saw, or the run stops; a
+store that fails is asked again until `mirror.outage_s` have passed.
 """
 
 import contextlib
@@ -34,12 +34,14 @@ def fetched(job_folder: Path, files: list[dict[str, Any]]) -> Iterator[list[Path
     What had arrived when a process was killed is not fetched again.
 
     Raises:
-        StorageError: an object has changed since the inventory, or the store failed for too long.
+        StorageError: a file or an object has changed since the inventory (of a file this shows when
+            the context ends), or the store failed for too long.
         staging.StagingError: an object's content is not what its digest says.
     """
     far = [file for file in files if storage.is_remote(file["uri"])]
     if not far:
         yield [Path(file["uri"]) for file in files]
+        _check_unchanged(files)
         return
     listed = [[each["uri"], each["version"]] for file in far for each in (file, *_beside(file))]
     folder = job_folder / FOLDER / hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
@@ -55,6 +57,7 @@ def fetched(job_folder: Path, files: list[dict[str, Any]]) -> Iterator[list[Path
             wanted[f"{index:04d}/{each['path']}"] = each["uri"], _facts(each)
     fetch(wanted, folder)
     yield paths
+    _check_unchanged(files)
     shutil.rmtree(folder)
 
 
@@ -118,6 +121,23 @@ def patiently[T](uri: str, action: Callable[[], T]) -> T:
         )
     except mirror.Outage as error:
         raise storage.StorageError(str(error)) from error
+
+
+def _check_unchanged(files: list[dict[str, Any]]) -> None:
+    """Compare local files, and those beside them, with what the inventory saw."""
+    known = {each["uri"]: each["version"] for file in files for each in (file, *_beside(file))}
+    for uri, version in known.items():
+        if storage.is_remote(uri) or version is None:
+            continue
+        try:
+            found = storage.digest(uri)
+        except (OSError, storage.StorageError):  # gone, or not readable any more
+            found = ""
+        if found != version:
+            raise storage.StorageError(
+                f"{uri}: changed while the corpus was made of it; run the same command again when "
+                "nobody writes there"
+            )
 
 
 def _beside(file: dict[str, Any]) -> list[dict[str, Any]]:

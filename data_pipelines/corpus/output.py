@@ -14,6 +14,7 @@ from data_pipelines.corpus import publish
 from data_pipelines.corpus import row as rows
 from data_pipelines.corpus import state as states
 from data_pipelines.corpus import summary
+from data_pipelines.near_duplicates import assignments
 from mistral_jax import storage
 
 
@@ -60,6 +61,13 @@ def check_folder(folder: Path, name: str) -> None:
             f"{folder}: expected an empty folder or a corpus that was prepared before, found "
             "other files; choose another output"
         )
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a path inside an output is one that corpora write; others stay."""
+    first = name.partition("/")[0]
+    known = (*rows.EXPERTS, *publish.FILES, sources.MANIFEST)
+    return first in known or first.startswith(assignments.STEM)
 
 
 def clear(folder: Path) -> None:

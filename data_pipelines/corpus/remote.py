@@ -26,6 +26,7 @@ from data_pipelines.corpus import outgoing
 from data_pipelines.corpus import output
 from data_pipelines.corpus import state as states
 from data_pipelines.corpus.progress import Progress
+from data_pipelines.near_duplicates import assignments
 from mistral_jax import storage
 from mistral_jax.config.corpus import CorpusConfig
 from mistral_jax.storage import cache
@@ -175,7 +176,7 @@ class _Kept:
 
     def _fetch_assignments(self, names: dict[str, FileFacts]) -> None:
         """Fetch what an earlier corpus recorded about its documents."""
-        wanted = [name for name in names if name.startswith("split_assignments")]
+        wanted = [name for name in names if name.startswith(assignments.STEM)]
         self._fetch({name: names[name] for name in wanted}, self._folder)
 
     def _fetch_earlier(self, names: dict[str, FileFacts], fingerprint: str, job: str) -> None:
@@ -222,7 +223,14 @@ def _send(folder: Path, uri: str, owned: owner.Owner, say: Callable[[str], None]
     """Send a whole corpus in the place of what is there."""
 
     def send() -> None:
-        upload.replace(folder, uri, check=owned.check, spared=NO_RESULT, last=sources.MANIFEST)
+        upload.replace(
+            folder,
+            uri,
+            check=owned.check,
+            spared=NO_RESULT,
+            may_go=output.is_ours,
+            last=sources.MANIFEST,
+        )
 
     mirror.until_it_answers(
         send,

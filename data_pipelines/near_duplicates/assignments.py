@@ -25,7 +25,8 @@ DIGEST_BYTES = 16
 TRAIN, EVAL, KEPT = 1, 2, 4
 BRIDGE = TRAIN | EVAL
 VERSION = 1
-HEADER = "split_assignments.json"
+STEM = "split_assignments"
+HEADER = f"{STEM}.json"
 
 
 class DamagedAssignments(ValueError):
@@ -124,7 +125,7 @@ def write(folder: str | Path, assignments: Assignments) -> dict[str, Any]:
     marks = assignments.marks
     header = {
         "version": VERSION,
-        "file": f"split_assignments-{digest[:16]}.npy",
+        "file": f"{STEM}-{digest[:16]}.npy",
         "sha256": digest,
         "documents": len(assignments),
         "kept_train": int((marks == TRAIN | KEPT).sum()),
@@ -134,7 +135,7 @@ def write(folder: str | Path, assignments: Assignments) -> dict[str, Any]:
     storage.write_bytes(folder / header["file"], buffer.getvalue())
     text = json.dumps(header, indent=1, sort_keys=True) + "\n"
     storage.write_bytes(folder / HEADER, text.encode())
-    for old in sorted(folder.glob("split_assignments-*.npy")):
+    for old in sorted(folder.glob(f"{STEM}-*.npy")):
         if old.name != header["file"]:
             old.unlink()
     return header

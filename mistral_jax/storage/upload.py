@@ -152,6 +152,7 @@ def replace(
     *,
     check: Callable[[], None],
     spared: tuple[str, ...] = (),
+    may_go: Callable[[str], bool] = lambda name: True,
     last: str = "",
 ) -> None:
     """Send a folder's files in the place of what lies there.
@@ -162,6 +163,7 @@ def replace(
         check: called before each file, and before the list says that all has arrived; it raises
             where another process has begun to write there, whose files may have the same names.
         spared: beginnings of names that are no part of it: not sent, and left as they are.
+        may_go: whether a file there that the folder lacks is removed, by its name.
         last: the file that is sent when all others have arrived, and goes first where it is old.
     """
     kind, base = storage.storage_for(uri), uri.rstrip("/")
@@ -169,11 +171,8 @@ def replace(
     if last in listed:  # a dict keeps the order in which names come
         listed[last] = listed.pop(last)
     known = {f"{base}/{name}" for name in (*listed, LIST_NAME)} - {f"{base}/{last}"}
-    strays = [
-        name
-        for name in kind.list_files(base)
-        if name not in known and not name.removeprefix(f"{base}/").startswith(spared)
-    ]
+    others = [name.removeprefix(f"{base}/") for name in kind.list_files(base) if name not in known]
+    strays = [f"{base}/{n}" for n in others if not n.startswith(spared) and may_go(n)]
     _send_listed(folder, base, listed, say=lambda line: None, check=check, strays=strays)
 
 

@@ -11,6 +11,7 @@ from data_pipelines.corpus import build
 from data_pipelines.corpus import companions
 from data_pipelines.corpus import fetching
 from data_pipelines.corpus import inventory
+from data_pipelines.corpus import progress
 from mistral_jax import storage
 from mistral_jax.config.corpus_sources import CorpusSource
 from mistral_jax.storage import cache
@@ -162,3 +163,21 @@ def test_of_many_companions_those_of_the_stem_are_told(tmp_path, monkeypatch):
     source = {**SOURCE, "type": "media", "kind": "media", "path": str(tmp_path)}
     found = inventory.list_files(CorpusSource.model_validate(source))
     assert [[each["path"] for each in file["beside"]] for file in found] == [["a.txt"], ["b.txt"]]
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_text("other"), Path.unlink])
+def test_a_local_file_that_changes_while_it_is_read_stops_the_run(tmp_path, change):
+    folder = test_build.write_sources(tmp_path / "in", files=3, rows=2)
+    config = test_build.config_of(tmp_path)
+
+    class Meddler(progress.Progress):
+        def stage(self, name: str, *arguments, **options) -> None:
+            super().stage(name, *arguments, **options)
+            if name == "map":
+                change(folder / "01.jsonl")
+
+    with pytest.raises(storage.StorageError, match=r"01\.jsonl: changed while the corpus was made"):
+        build.build(config, tmp_path / "out", progress=Meddler(is_silent=True))
+    again = build.build(config, tmp_path / "out")
+    calm = build.build(config, tmp_path / "calm")
+    assert test_build.tree(again.folder) == test_build.tree(calm.folder)

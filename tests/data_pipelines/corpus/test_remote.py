@@ -227,6 +227,8 @@ def test_sides_stay_when_another_machine_adds_files(store, tmp_path, monkeypatch
     buckets.other_machine(tmp_path, monkeypatch, "third")
     for name in [name for name in store.objects if ".owner" in name]:
         store.objects.pop(name)  # the second machine could not say that it has left
+    store.put(f"{PREFIX}notes/thesis.txt", b"somebody's")
     second = make(config_of(tmp_path, near_duplicates=None))
+    assert PREFIX + "notes/thesis.txt" in store.objects
     assert second.manifest["split"]["from_before"] == kept
     assert second.manifest["funnel"][-1]["rows"] == kept + 1
