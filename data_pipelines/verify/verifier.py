@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from data_pipelines import limited_process
@@ -46,12 +45,7 @@ class Verifier:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the sandboxes and the process for formulas."""
         self.close()
 

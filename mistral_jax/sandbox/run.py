@@ -15,7 +15,6 @@ from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from pathlib import PurePosixPath
-from types import TracebackType
 
 from mistral_jax.sandbox import bubblewrap
 from mistral_jax.sandbox import system_calls
@@ -151,12 +150,7 @@ class Sandbox:
         """Return itself; the sandbox starts with the first case."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End the sandbox and all in it."""
         self.close()
 
