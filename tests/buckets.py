@@ -1,6 +1,7 @@
 """The S3 on loopback as a test's store: environment, cache folder and short waits."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_s3.Stor
         monkeypatch.setattr("mistral_jax.storage.s3.MAX_ATTEMPTS", 1)
         locate.forget()
         yield served
+    living = [thread for thread in threading.enumerate() if thread.name == "owner"]
+    assert not living, "an owner outlives its store, and would write into the next test's"
     locate.forget()
 
 

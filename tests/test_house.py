@@ -7,6 +7,7 @@ LAYERS counts as top layer: it may import everything, and nothing below may impo
 
 import ast
 import dataclasses
+import functools
 import graphlib
 import pathlib
 import subprocess
@@ -118,6 +119,7 @@ def walk_imports(node: ast.AST, module: str, runtime: bool = True) -> Iterator[I
             yield from walk_imports(child, module, runtime and not is_typing)
 
 
+@functools.cache
 def read_sources(root: pathlib.Path) -> list[Source]:
     """Parse every Python file of the project below root."""
     sources = []

@@ -147,7 +147,7 @@ FIELDS = ("host", "user", "key", "folder")
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_hostile_launcher_values_are_refused_or_stay_one_argument(field, few_files):
+def test_hostile_launcher_values_are_refused_or_stay_one_argument(field, same_tree, few_files):
     """Before any program runs: every argument list is what a harmless value would give."""
     plain = argvs(gpu_host.steps(request(**{field: "harmless"})))
     passed = 0
@@ -184,7 +184,9 @@ def fake_split(text):
     return found if now is None else [*found, now]
 
 
-def test_hostile_run_names_configs_and_overrides_are_refused_or_stay_one_argument(few_files):
+def test_hostile_run_names_configs_and_overrides_are_refused_or_stay_one_argument(
+    same_tree, few_files
+):
     base = resolved()[0]
     counts = {"name": 0, "config": 0, "override": 0}
     for text in hostile.STRINGS:

@@ -1,7 +1,6 @@
 """launch/jobset.py: a JobSet that the API takes, the words in it, and following one to its end."""
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import jsonschema
 import pytest
 import yaml
 
-from launch import bundle
 from launch import clear_jobset
 from launch import commands
 from launch import follow_jobset
@@ -412,8 +410,7 @@ def test_what_kubernetes_could_not_take_is_refused(run, machine, message):
         jobset.steps(request(CONFIG, "k8s_v5e_16", run, machine))
 
 
-def test_hostile_strings_stay_texts_of_the_yaml_or_are_refused(asked, monkeypatch):
-    monkeypatch.setattr(bundle, "project_files", functools.cache(bundle.project_files))
+def test_hostile_strings_stay_texts_of_the_yaml_or_are_refused(asked, same_tree):
     validator = jsonschema.Draft202012Validator(SCHEMA)
     different: set[str] = set()
     kept, refused = 0, 0

@@ -1,7 +1,9 @@
 """storage/owner.py: one writer at a time, by conditional writes and the store's own clock."""
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +12,16 @@ from mistral_jax.storage import owner
 
 URI = "s3://bucket/models/x"
 FIRST = "bucket/models/x/.owner/000001.json"
+
+
+@pytest.fixture
+def killed(store) -> Iterator[contextlib.ExitStack]:
+    """Return what enters owners that do not leave while a test runs, as after kill -9.
+
+    Behind it they must: their threads would write into the stores of other tests.
+    """
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
 def age(store, name: str, seconds: float) -> None:
@@ -48,10 +60,12 @@ def test_who_has_left_or_died_is_followed_and_its_objects_go(store):
     assert set(store.objects) == {"bucket/models/x/.owner/000004.json"}
 
 
-def test_a_run_that_starts_again_on_a_new_machine_waits_for_a_killed_owner(store, monkeypatch):
+def test_a_run_that_starts_again_on_a_new_machine_waits_for_a_killed_owner(
+    store, killed, monkeypatch
+):
     """Else a pod that is restarted at once is refused, by code 3, which ends its whole set."""
     monkeypatch.setattr(owner, "WAIT_POLL_S", 0.01)
-    owner.Owner(URI, "old pod").__enter__()  # and never leaves, as after kill -9
+    killed.enter_context(owner.Owner(URI, "old pod"))
     dies = threading.Timer(0.3, lambda: age(store, FIRST, owner.EXPIRY_S + 1))
     dies.start()
     with owner.Owner(URI, "new pod", wait_s=20.0) as again:
@@ -68,22 +82,22 @@ def test_a_run_that_starts_again_on_a_new_machine_waits_for_a_killed_owner(store
         owner.wait_s()
 
 
-def test_the_same_folder_goes_on_at_once_after_a_kill(store, tmp_path):
+def test_the_same_folder_goes_on_at_once_after_a_kill(store, killed, tmp_path):
     place = owner.place_of(tmp_path / "runs" / "x")
     assert place == owner.place_of(tmp_path / "runs" / "x") != owner.place_of(tmp_path / "y")
-    owner.Owner(URI, place).__enter__()
+    killed.enter_context(owner.Owner(URI, place))
     with owner.Owner(URI, place) as again:
         again.check()
 
 
-def test_of_many_at_once_one_becomes_owner(store):
+def test_of_many_at_once_one_becomes_owner(store, killed):
     start, won, lost = threading.Barrier(6), [], []
 
     def contend(number: int) -> None:
         mine = owner.Owner(URI, str(number))
         start.wait()
         try:
-            mine.__enter__()
+            killed.enter_context(mine)
         except owner.InUse:
             lost.append(mine)
         else:
