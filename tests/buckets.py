@@ -32,9 +32,9 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_s3.Stor
         monkeypatch.setattr("mistral_jax.storage.s3.MAX_ATTEMPTS", 1)
         locate.forget()
         yield served
+    locate.forget()
     living = [thread for thread in threading.enumerate() if thread.name == "owner"]
     assert not living, "an owner outlives its store, and would write into the next test's"
-    locate.forget()
 
 
 def other_machine(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "other") -> None:

@@ -17,6 +17,8 @@ from data_pipelines.corpus import summary
 from data_pipelines.near_duplicates import assignments
 from mistral_jax import storage
 
+PUBLISHED = (*rows.EXPERTS, *publish.FILES)  # and the manifest, and the assignments of the split
+
 
 class OtherCorpus(ValueError):
     """The output holds something that this corpus must not take the place of."""
@@ -66,8 +68,7 @@ def check_folder(folder: Path, name: str) -> None:
 def is_ours(name: str) -> bool:
     """Return whether a path inside an output is one that corpora write; others stay."""
     first = name.partition("/")[0]
-    known = (*rows.EXPERTS, *publish.FILES, sources.MANIFEST)
-    return first in known or first.startswith(assignments.STEM)
+    return first in (*PUBLISHED, sources.MANIFEST) or first.startswith(assignments.STEM)
 
 
 def clear(folder: Path) -> None:
@@ -91,7 +92,7 @@ def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
 def put_in_place(staging: Path, folder: Path, manifest: dict[str, Any]) -> None:
     """Put the new files in the place of any old ones; without a manifest nothing counts."""
     (folder / sources.MANIFEST).unlink(missing_ok=True)
-    for name in (*rows.EXPERTS, *publish.FILES):
+    for name in PUBLISHED:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)

@@ -38,7 +38,6 @@ from mistral_jax.storage.base import FileFacts
 CORPORA = "corpora"
 FETCHING = "fetching"
 BEGUN = f"{jobs.WORK}/{fates.EARLIER}/"
-NO_RESULT = (f"{owner.FOLDER}/", f"{jobs.WORK}/", states.STATE)
 
 
 def make(
@@ -224,12 +223,7 @@ def _send(folder: Path, uri: str, owned: owner.Owner, say: Callable[[str], None]
 
     def send() -> None:
         upload.replace(
-            folder,
-            uri,
-            check=owned.check,
-            spared=NO_RESULT,
-            may_go=output.is_ours,
-            last=sources.MANIFEST,
+            folder, uri, check=owned.check, is_part=output.is_ours, last=sources.MANIFEST
         )
 
     mirror.until_it_answers(

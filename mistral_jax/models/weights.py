@@ -164,15 +164,13 @@ def _place_quantised(
 
 
 def _zeros(shape: jax.ShapeDtypeStruct, target: NamedSharding) -> Shaped[Array, "..."]:
-    return _zeros_program(shape.shape, shape.dtype, target)()
+    return _zeros_program(shape, target)()
 
 
 @functools.lru_cache
-def _zeros_program(
-    shape: tuple[int, ...], dtype: np.dtype, target: NamedSharding
-) -> Callable[[], Array]:
+def _zeros_program(shape: jax.ShapeDtypeStruct, target: NamedSharding) -> Callable[[], Array]:
     """Return what fills on the devices; layers of one shape share its compilation."""
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=target)
+    return jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=target)
 
 
 def _on_devices(

@@ -151,8 +151,7 @@ def replace(
     uri: str,
     *,
     check: Callable[[], None],
-    spared: tuple[str, ...] = (),
-    may_go: Callable[[str], bool] = lambda name: True,
+    is_part: Callable[[str], bool] = lambda name: True,
     last: str = "",
 ) -> None:
     """Send a folder's files in the place of what lies there.
@@ -162,17 +161,16 @@ def replace(
         uri: where to.
         check: called before each file, and before the list says that all has arrived; it raises
             where another process has begun to write there, whose files may have the same names.
-        spared: beginnings of names that are no part of it: not sent, and left as they are.
-        may_go: whether a file there that the folder lacks is removed, by its name.
+        is_part: tells by its name whether a file counts; others are neither sent nor removed.
         last: the file that is sent when all others have arrived, and goes first where it is old.
     """
     kind, base = storage.storage_for(uri), uri.rstrip("/")
-    listed = {name: each for name, each in _listed(folder).items() if not name.startswith(spared)}
+    listed = {name: each for name, each in _listed(folder).items() if is_part(name)}
     if last in listed:  # a dict keeps the order in which names come
         listed[last] = listed.pop(last)
     known = {f"{base}/{name}" for name in (*listed, LIST_NAME)} - {f"{base}/{last}"}
     others = [name.removeprefix(f"{base}/") for name in kind.list_files(base) if name not in known]
-    strays = [f"{base}/{n}" for n in others if not n.startswith(spared) and may_go(n)]
+    strays = [f"{base}/{name}" for name in others if is_part(name)]
     _send_listed(folder, base, listed, say=lambda line: None, check=check, strays=strays)
 
 

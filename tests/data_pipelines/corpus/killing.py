@@ -26,15 +26,9 @@ from tests.data_pipelines.corpus import test_build
 
 LONGEST_S = 240.0
 LONGEST_DELAY_S = 0.005
-FILE_OPERATIONS = {
-    "open",
-    "os.mkdir",
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.link",
-    "os.scandir",
-}
+FILE_OPERATIONS = (
+    "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.scandir",
+)  # fmt: skip
 PRELOADED = [
     "tests.data_pipelines.corpus.killing", "data_pipelines.corpus.map_task", "profanity_check",
 ]  # fmt: skip
@@ -82,7 +76,8 @@ def make(config: str, folder: str, stage: str, write_every_s: float, kill: Kill 
     read = corpus_config.CorpusConfig.model_validate_json(config)
     clock = Clock(Path(stage), kill)
     build.build(read, Path(folder), progress=clock)
-    Path(stage).write_text(json.dumps(clock.operations))
+    if kill is None:
+        Path(stage).write_text(json.dumps(clock.operations))
 
 
 class Workshop:
@@ -101,13 +96,15 @@ class Workshop:
         test_build.write_sources(folder / "in", files=files, rows=rows)
         self.kills: collections.Counter[str] = collections.Counter()
         self.checked_parts = 0
+        self._num_rounds = 0
         self._operations = self._measured()
         self.whole = test_build.tree(folder / "whole")
 
     def round(self, *, kills: int, workers: int = 1) -> None:
         """Make a corpus, killed up to so often, and compare it with the whole one."""
-        name = f"round-{sum(self.kills.values())}"
+        name = f"round-{self._num_rounds}"
         folder = self._folder / name
+        self._num_rounds += 1
         known: dict[str, tuple[int, int]] = {}
         for number in range(kills + 1):
             process = self._start(folder, workers, self._drawn() if number < kills else None)
